@@ -208,10 +208,15 @@ class Timings(Noun, frozen=True, kw_only=True):
 
 
 class Chunk(Noun, frozen=True, kw_only=True):
-    """One decoded event of a stream. `error` is what an `error` object inside a 200 stream said."""
+    """One decoded event of a stream.
+
+    `choice` False: an event without choices (usage only). `error` is what an `error` object inside
+    a 200 stream said.
+    """
 
     token_ids: tuple[int, ...] | None = None
     text: str = ""
+    choice: bool = True
     usage: Usage | None = None
     spec: SpecCounters | None = None
     timings: Timings | None = None
@@ -543,6 +548,8 @@ class PhaseData:
     """
 
     phase: PhaseRecord
+    server: ServerInfo
+    engine: Engine
     records: tuple[RequestRecord, ...]
     client: tuple[ClientSample, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()

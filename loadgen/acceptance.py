@@ -1,0 +1,338 @@
+"""Per-request figures, counter growth and chunks → Acceptance, best source first.
+
+The arithmetic (DESIGN §4): over R requests that delivered T tokens in S decode steps, of which D
+had a draft and A draft tokens were accepted, T + O = R + S + A, where O are tokens emitted past the
+end of a request and never delivered. Acceptance length = (T − R) ÷ S, pooled over steps, and
+= 1 + coverage × (AL where drafted − 1) − O ÷ S. R stands for the tokens of the prefills, one a
+request on every engine seen; where passes are known, what they really held is taken. Where S has no
+source, AL is a range for O = 0 … k·R. Never derived from text, never from an acceptance rate. Must
+not: mix client tokens with server steps unless every request in the window completed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from typing import Literal
+
+from loadgen.stats import bootstrap, ratio
+from loadgen.types import (
+    U32,
+    Acceptance,
+    Engine,
+    Interval,
+    RequestRecord,
+    SpecCounters,
+)
+
+State = Literal["on", "off", "unknown"]
+
+PER_REQUEST = "per-request figures"
+COUNTERS = "server counters"
+CHUNKS = "chunks"
+STEPS_FROM_TIMINGS = "groups of equal predicted_ms"
+STEPS_FROM_CHUNKS = "token-carrying chunks"
+
+TOLERANCE = 0.01
+"""Two sources of steps that differ by more than this share disprove chunks as steps."""
+
+
+def acceptance(
+    records: Sequence[RequestRecord],
+    engine: Engine,
+    *,
+    state: State,
+    depth: int | None,
+    counters: SpecCounters | None = None,
+    counters_missing: str = "",
+    whole_window: bool = True,
+) -> tuple[Acceptance, ...]:
+    """All sources that speak, best first, for completed `records` of one window.
+
+    `depth` is k. `counters` is the growth of the server's counters over exactly these requests;
+    `whole_window` False: some request of the window did not complete, so counters are not used.
+    """
+    if state == "off":
+        return (Acceptance(source="none", state="off", why_missing="speculation is off"),)
+    if not records:
+        return (Acceptance(source="none", state=state, why_missing="no request completed"),)
+    disproved = chunks_disproved(records, engine, depth)
+    steps = [None if disproved else steps_of(r, engine) for r in records]
+    sources = []
+    if all(r.spec is not None for r in records):
+        total = summed(r.spec for r in records if r.spec is not None)
+        sources.append(
+            _build(PER_REQUEST, records, steps, _known(total, state), state, depth, engine)
+        )
+    if counters is not None and counters.drafts is not None and whole_window:
+        sources.append(_build(COUNTERS, records, steps, counters, state, depth, engine))
+    elif engine.metrics_path is not None:
+        why = counters_missing or "not every request of the window completed"
+        if counters is not None and whole_window:
+            why = "the page has no speculation counters"
+        sources.append(Acceptance(source=COUNTERS, state=state, why_missing=why))
+    if engine.chunk_is_step is not False:
+        sources.append(_from_chunks(records, state, depth, engine, disproved))
+    if not sources:
+        why = "the server tells neither steps nor drafts"
+        return (Acceptance(source="none", state=state, why_missing=why),)
+    return tuple(sorted(sources, key=lambda a: a.acceptance_length is None and a.interval is None))
+
+
+def steps_of(record: RequestRecord, engine: Engine) -> U32 | None:
+    """Tokens of each target pass of a request, prefill first; None where passes are not known."""
+    if record.step_tokens is not None:
+        return record.step_tokens
+    return record.chunk_tokens if engine.chunk_is_step is not False else None
+
+
+def chunks_disproved(records: Sequence[RequestRecord], engine: Engine, depth: int | None) -> str:
+    """Why a chunk is not a step in these records; "" while nothing says so.
+
+    Disproved by a chunk of more than k + 1 tokens, or by a step count outside what the per-request
+    figures allow, S = T + O − R − A for O in 0 … k·R, by more than 1 %.
+    """
+    if engine.chunk_is_step is False:
+        return ""
+    chunked = [r for r in records if r.chunk_tokens]
+    if not chunked:
+        return ""
+    largest = max(max(r.chunk_tokens or (0,)) for r in chunked)
+    if depth is not None and largest > depth + 1:
+        return f"a chunk held {largest} tokens, more than k + 1 = {depth + 1}"
+    with_figures = [r for r in chunked if r.spec is not None and r.spec.accepted_tokens is not None]
+    if len(with_figures) == len(chunked) and depth is not None:
+        seen = sum(len(r.chunk_tokens or ()) - 1 for r in chunked)
+        delivered = sum(r.osl_tokens for r in chunked) - len(chunked)
+        fewest = delivered - sum((r.spec.accepted_tokens or 0) for r in chunked if r.spec)
+        most = fewest + depth * len(chunked)
+        if seen < fewest * (1 - TOLERANCE) or seen > most * (1 + TOLERANCE):
+            return f"{seen} chunks after the first, where accepted tokens say {fewest}…{most} steps"
+    return ""
+
+
+def summed(figures: Iterable[SpecCounters]) -> SpecCounters:
+    """Sums of per-request figures; a field that any request lacks is None, but for drafts.
+
+    A request that drafted nothing may leave its draft figures out (llama.cpp); it counts as zero
+    beside others that have them.
+    """
+    parts = list(figures)
+    drafted = [p for p in parts if p.drafts is not None]
+    steps = [p.steps for p in parts]
+    if not drafted:
+        return SpecCounters(steps=_total(steps))
+    accepted = [p.accepted_by_position for p in drafted if p.drafts]
+    by_draft = [p.drafted_by_position for p in drafted if p.drafts]
+    return SpecCounters(
+        steps=_total(steps),
+        drafts=sum(p.drafts or 0 for p in drafted),
+        draft_tokens=_total([p.draft_tokens for p in drafted]),
+        accepted_tokens=_total([p.accepted_tokens for p in drafted]),
+        accepted_by_position=_columns(accepted),
+        drafted_by_position=_columns(by_draft),
+    )
+
+
+def _total(values: Sequence[int | None]) -> int | None:
+    known = [v for v in values if v is not None]
+    return sum(known) if known and len(known) == len(values) else None
+
+
+def _columns(rows: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    known = [row for row in rows if row is not None]
+    if not known or len(known) != len(rows):
+        return None
+    return tuple(sum(column) for column in zip_longest(*known, fillvalue=0))
+
+
+def _known(total: SpecCounters, state: State) -> SpecCounters:
+    """With speculation known to be on, no draft figures anywhere means that nothing was drafted."""
+    if total.drafts is None and state == "on":
+        return SpecCounters(steps=total.steps, drafts=0, draft_tokens=0, accepted_tokens=0)
+    return total
+
+
+def _build(
+    source: str,
+    records: Sequence[RequestRecord],
+    steps: Sequence[U32 | None],
+    figures: SpecCounters,
+    state: State,
+    depth: int | None,
+    engine: Engine,
+) -> Acceptance:
+    """One source's Acceptance: drafts and accepted tokens of `figures`, decode steps of `steps`."""
+    requests, tokens = len(records), sum(r.osl_tokens for r in records)
+    drafts, accepted = figures.drafts, figures.accepted_tokens
+    known = [passes for passes in steps if passes is not None]
+    count = sum(max(len(p) - 1, 0) for p in known) if len(known) == len(records) else None
+    length, interval, why = None, None, ""
+    overrun = None
+    if count:
+        prefill = sum(p[0] for p in known if p)
+        length = (tokens - prefill) / count
+        interval = _interval(records, steps)
+        if accepted is not None:
+            overrun = prefill + count + accepted - tokens
+    elif accepted is not None:
+        interval = _range(tokens - requests, accepted, requests, depth)
+        why = "decode steps are not known; the range is for an overrun of 0…k·R tokens"
+    coverage = drafts / count if drafts is not None and count else None
+    impossible = _impossible(length, coverage, depth)
+    if impossible:
+        length = interval = coverage = overrun = None
+        why = impossible
+    joint = _joint(figures, depth)
+    return Acceptance(
+        source=source,
+        state="on" if drafts else state,
+        steps_source=_steps_source(records) if count else None,
+        acceptance_length=length,
+        interval=interval,
+        acceptance_length_drafted=1 + accepted / drafts
+        if drafts and accepted is not None
+        else None,
+        draft_coverage=coverage,
+        acceptance_rate=accepted / figures.draft_tokens
+        if accepted is not None and figures.draft_tokens
+        else None,
+        joint_by_position=joint,
+        conditional_by_position=conditional(joint),
+        positions_exact=figures.drafted_by_position is not None
+        and all(n == drafts for n in figures.drafted_by_position),
+        acceptance_length_by_dialogue=by_dialogue(records, steps, engine),
+        steps=count,
+        drafts=drafts,
+        accepted_tokens=accepted,
+        draft_tokens=figures.draft_tokens,
+        overrun_tokens=overrun,
+        unverified=engine.chunk_is_step is None,
+        why_missing=why,
+    )
+
+
+def _from_chunks(
+    records: Sequence[RequestRecord],
+    state: State,
+    depth: int | None,
+    engine: Engine,
+    disproved: str,
+) -> Acceptance:
+    """Delivered tokens after the first chunk ÷ chunks after the first."""
+    why = disproved
+    if any(r.chunk_tokens is None for r in records):
+        why = "the tokens of a chunk are not known"
+    chunks = [r.chunk_tokens for r in records if r.chunk_tokens]
+    steps = sum(len(c) - 1 for c in chunks)
+    if not why and not steps:
+        why = "no request had two chunks"
+    length = None if why else sum(sum(c[1:]) for c in chunks) / steps
+    impossible = _impossible(length, None, depth)
+    return Acceptance(
+        source=CHUNKS,
+        state=state,
+        steps_source=STEPS_FROM_CHUNKS,
+        acceptance_length=None if impossible else length,
+        interval=None if why or impossible else _interval(records, chunks),
+        acceptance_length_by_dialogue=None
+        if why or impossible
+        else by_dialogue(records, [r.chunk_tokens for r in records], engine),
+        steps=None if why else steps,
+        unverified=True,
+        why_missing=why or impossible,
+    )
+
+
+def _steps_source(records: Sequence[RequestRecord]) -> str:
+    timed = all(r.step_tokens is not None for r in records)
+    return STEPS_FROM_TIMINGS if timed else STEPS_FROM_CHUNKS
+
+
+def _impossible(length: float | None, coverage: float | None, depth: int | None) -> str:
+    """An error, never a figure (DESIGN §4)."""
+    if length is not None and depth is not None and length > depth + 1 + 1e-9:
+        return f"{length:.3f} tokens a step is more than k + 1 = {depth + 1}: the sources disagree"
+    if coverage is not None and coverage > 1 + 1e-9:
+        return f"{coverage:.3f} drafts a step is more than one: the sources disagree"
+    return ""
+
+
+def _range(decoded: int, accepted: int, requests: int, depth: int | None) -> Interval | None:
+    """(T − R) ÷ S for S = T + O − R − A, O = 0 … k·R."""
+    fewest = decoded - accepted
+    if fewest <= 0 or depth is None:
+        return None
+    return Interval(
+        low=decoded / (fewest + depth * requests),
+        high=decoded / fewest,
+        kind="range for an overrun of 0…k·R tokens",
+    )
+
+
+def _interval(records: Sequence[RequestRecord], steps: Sequence[U32 | None]) -> Interval | None:
+    """95 % bootstrap over dialogues of delivered decode tokens ÷ decode steps."""
+    sums: dict[str, list[float]] = {}
+    for record, passes in zip(records, steps, strict=False):
+        if passes:
+            dialogue = sums.setdefault(record.dialogue_id, [0.0, 0.0])
+            dialogue[0] += record.osl_tokens - passes[0]
+            dialogue[1] += len(passes) - 1
+    if not sums:
+        return None
+    limits = bootstrap(list(zip(*sums.values(), strict=True)), ratio)
+    if limits is None:
+        return None
+    return Interval(low=limits[0], high=limits[1], kind="95 % bootstrap over dialogues")
+
+
+def _joint(figures: SpecCounters, depth: int | None) -> tuple[float, ...] | None:
+    """Accepted at position j ÷ drafts, dense over 1 … k."""
+    accepted, drafts = figures.accepted_by_position, figures.drafts
+    if accepted is None or not drafts:
+        return None
+    length = max(len(accepted), depth or 0)
+    padded = accepted + (0,) * (length - len(accepted))
+    return tuple(n / drafts for n in padded)
+
+
+def conditional(joint: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """joint[j] ÷ joint[j − 1], with joint[0] = 1; ends where nothing was accepted before."""
+    if joint is None:
+        return None
+    rates = []
+    before = 1.0
+    for rate in joint:
+        if before == 0:
+            break
+        rates.append(rate / before)
+        before = rate
+    return tuple(rates)
+
+
+def by_dialogue(
+    records: Sequence[RequestRecord], steps: Sequence[U32 | None], engine: Engine
+) -> float | None:
+    """Mean over dialogues of the mean step length, each turn's prefill a step of its own.
+
+    SPEED-Bench's published figure (specdec_bench @ a2fbac7): the steps of all turns concatenated,
+    an EOS trimmed from the last step, empty steps dropped. None where steps are not known.
+    """
+    lengths: dict[str, list[int]] = {}
+    for record, passes in zip(records, steps, strict=True):
+        if passes is None:
+            return None
+        eos = engine.counts_eos and record.finish_reason == "stop"
+        lengths.setdefault(record.dialogue_id, []).extend(trimmed(passes, eos))
+    means = [sum(steps) / len(steps) for steps in lengths.values() if steps]
+    return sum(means) / len(means) if means else None
+
+
+def trimmed(passes: Sequence[int], eos: bool) -> list[int]:
+    """Step lengths without empty ones, and without the EOS token of the last (golden G4, G8)."""
+    kept = [n for n in passes if n]
+    if eos and kept:
+        kept[-1] -= 1
+        if not kept[-1]:
+            kept.pop()
+    return kept

@@ -1,0 +1,221 @@
+"""Can this run be trusted? Every known way to fool such a benchmark is one function here.
+
+A check reads one phase and yields caveats: what was seen with its value, and what to do. It changes
+no figure. A new check is a function and an entry in CHECKS. Must not: raise, round for print.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from loadgen.acceptance import chunks_disproved
+from loadgen.metrics import completed
+from loadgen.stats import distribution
+from loadgen.types import (
+    Broke,
+    Cancelled,
+    Caveat,
+    Completed,
+    PhaseData,
+    Refused,
+    TimedOut,
+)
+
+LAG_LIMIT_S = 0.010
+CPU_LIMIT = 0.80
+CAPPED_LIMIT = 0.20
+FEWEST_DIALOGUES_PER_STREAM = 4
+FEWEST_STEPS = 30
+
+
+def client_saturated(data: PhaseData) -> Iterator[Caveat]:
+    """The client's own loop was late or its core full: latencies are its own in part."""
+    if len(data.client) < 2:
+        return
+    lag = distribution([s.loop_lag_s for s in data.client[1:]])
+    first, last = data.client[0], data.client[-1]
+    cpu = (last.cpu_s - first.cpu_s) / max(last.at_s - first.at_s, 1e-9)
+    if lag.p50 is not None and lag.p50 > LAG_LIMIT_S:
+        yield _caveat(
+            data,
+            "client-late",
+            f"The client's event loop was {lag.p50 * 1e3:.0f} ms late in half of its half-second "
+            f"windows (at most {(lag.max or 0) * 1e3:.0f} ms): latencies are too high by as much.",
+            "Run the client on a machine that does not share its cores with the server, or at a "
+            "lower concurrency.",
+        )
+    if cpu > CPU_LIMIT:
+        yield _caveat(
+            data,
+            "client-saturated",
+            f"The client used {cpu:.0%} of a core: it may be the bottleneck that is measured.",
+            "Lower the concurrency, or use a machine with faster or freer cores.",
+        )
+
+
+def foreign_traffic(data: PhaseData) -> Iterator[Caveat]:
+    """The server generated more or fewer tokens than this client received."""
+    counters = data.counters
+    if counters is None or counters.generated_tokens is None:
+        return
+    if not all(isinstance(r.outcome, Completed) for r in data.records):
+        return  # a request that was cut off leaves tokens on the server that nobody received
+    ours = sum(r.osl_tokens for r in data.records)
+    if counters.generated_tokens != ours:
+        yield _caveat(
+            data,
+            "foreign-traffic",
+            f"The server's counters grew by {counters.generated_tokens:,} tokens while this client "
+            f"received {ours:,}: somebody else used the server, or it counts differently.",
+            "Measure a server that nobody else uses. Counter figures of this phase are off by as "
+            "much; per-request figures are not.",
+        )
+
+
+def counters_went_back(data: PhaseData) -> Iterator[Caveat]:
+    """A counter that shrinks means that the server restarted during the phase."""
+    if data.counters is None and "went back" in data.counters_missing:
+        yield _caveat(
+            data,
+            "counters-went-back",
+            f"{data.counters_missing}: the server restarted during the phase.",
+            "Find out why it restarted and measure again.",
+        )
+
+
+def unsettled(data: PhaseData) -> Iterator[Caveat]:
+    """A border was taken while the server was busy, so its counters belong to others too."""
+    edges = [s.edge for s in data.snapshots if s.edge != "tick" and not s.settled]
+    if edges:
+        yield _caveat(
+            data,
+            "server-not-idle",
+            f"The server was not idle at the {' and '.join(edges)} of the phase.",
+            "Measure a server that nobody else uses; counter figures may hold others' work.",
+        )
+
+
+def prefix_cache_hits(data: PhaseData) -> Iterator[Caveat]:
+    """Prompt tokens that were not computed flatter TTFT and pollute the first step (vLLM 0.32)."""
+    hits = sum(r.cached_tokens or 0 for r in data.records)
+    prompts = sum(r.isl_tokens or 0 for r in data.records)
+    if hits:
+        yield _caveat(
+            data,
+            "prefix-cache",
+            f"{hits:,} of {prompts:,} prompt tokens came from the prefix cache: TTFT is flattered, "
+            "and acceptance can be too.",
+            "Start the server with its prefix cache off (vLLM --no-enable-prefix-caching, SGLang "
+            "--disable-radix-cache, llama.cpp --no-cache-prompt), or use prompts not sent before.",
+        )
+
+
+def chunks_are_not_steps(data: PhaseData) -> Iterator[Caveat]:
+    """Merged or split chunks: no acceptance and no step time can be read off them."""
+    why = chunks_disproved(completed(data.records), data.engine, data.server.draft_depth)
+    if why:
+        yield _caveat(
+            data,
+            "chunks-not-steps",
+            f"Chunks are not decode steps here: {why}. Acceptance from chunks is left out.",
+            "Set the server's stream interval to 1, take away buffering proxies, and lower the "
+            "load on the server's API process.",
+        )
+
+
+def outputs_capped(data: PhaseData) -> Iterator[Caveat]:
+    """Answers that our cap cut: their length is ours, and their ends were never measured."""
+    done = completed(data.records)
+    capped = [r for r in done if r.finish_reason == "length"]
+    if done and len(capped) / len(done) > CAPPED_LIMIT:
+        yield _caveat(
+            data,
+            "outputs-capped",
+            f"{len(capped)} of {len(done)} answers were cut at the output limit: acceptance was "
+            "measured on beginnings only.",
+            "Raise --max-output-tokens until most answers end by themselves (SPEED-Bench uses "
+            "4,096), or say that lengths were fixed.",
+        )
+
+
+def too_few_samples(data: PhaseData) -> Iterator[Caveat]:
+    """Ramp and drain dominate a short phase, and a tail percentile needs its samples."""
+    dialogues = len({r.dialogue_id for r in data.records})
+    needed = FEWEST_DIALOGUES_PER_STREAM * data.phase.load.concurrency
+    if dialogues < needed:
+        yield _caveat(
+            data,
+            "too-few-dialogues",
+            f"{dialogues} dialogues at concurrency {data.phase.load.concurrency}: ramp and drain "
+            f"are a large part of the phase. Expected at least {needed}.",
+            "Raise --requests, or lower the concurrency.",
+        )
+
+
+def request_errors(data: PhaseData) -> Iterator[Caveat]:
+    """Failed requests are not in the figures, and a server that fails is not at its load."""
+    reasons: Counter[str] = Counter()
+    example = ""
+    for record in data.records:
+        outcome = record.outcome
+        match outcome:
+            case Refused():
+                reasons[f"refused with HTTP {outcome.status}"] += 1
+                example = example or outcome.message
+            case Broke():
+                reasons[f"broke ({outcome.reason})"] += 1
+                example = example or outcome.message
+            case TimedOut():
+                reasons[f"timed out after {outcome.after_s:g} s"] += 1
+            case Cancelled() | Completed():
+                pass
+    if reasons:
+        what = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        yield _caveat(
+            data,
+            "request-errors",
+            f"{reasons.total()} of {len(data.records)} requests failed: {what}."
+            + (f" The first said: {example}" if example else ""),
+            "Figures are of the completed requests only. Read the server's log.",
+        )
+
+
+def output_counts_disagree(data: PhaseData) -> Iterator[Caveat]:
+    """Tokens counted in the chunks are not what the final usage says."""
+    done = completed(data.records)
+    off = [r for r in done if r.usage_tokens is not None and r.usage_tokens != r.osl_tokens]
+    if off:
+        worst = max(off, key=lambda r: abs(r.osl_tokens - (r.usage_tokens or 0)))
+        yield _caveat(
+            data,
+            "token-counts-disagree",
+            f"In {len(off)} of {len(done)} answers the tokens in the chunks are not those of the "
+            f"final usage (at worst {worst.osl_tokens} and {worst.usage_tokens}).",
+            "The chunks' count was used. Look for a proxy or a parser that swallows tokens.",
+        )
+
+
+Check = Callable[[PhaseData], Iterable[Caveat]]
+
+CHECKS: tuple[Check, ...] = (
+    request_errors,
+    client_saturated,
+    foreign_traffic,
+    unsettled,
+    counters_went_back,
+    prefix_cache_hits,
+    chunks_are_not_steps,
+    output_counts_disagree,
+    outputs_capped,
+    too_few_samples,
+)
+
+
+def check_phase(data: PhaseData) -> tuple[Caveat, ...]:
+    """All checks over one measured phase, in the order of CHECKS."""
+    return tuple(caveat for check in CHECKS for caveat in check(data))
+
+
+def _caveat(data: PhaseData, code: str, message: str, advice: str) -> Caveat:
+    return Caveat(code=code, message=message, advice=advice, phase=data.phase.name)

@@ -1,0 +1,226 @@
+"""Figures of requests and of phases. METRICS is the table: one row a figure of a request.
+
+TTFT runs from `sent_s` to the first chunk that carries a token; TPOT is the time from first to last
+chunk over the tokens after the first chunk (several tokens a chunk under speculation, so a chunk
+gap is no time per token). Must not: read a clock or a server's counters, round.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loadgen.stats import distribution
+from loadgen.types import (
+    Broke,
+    Cancelled,
+    Completed,
+    Distribution,
+    PhaseData,
+    Refused,
+    RequestCounts,
+    RequestRecord,
+    Throughput,
+    TimedOut,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One figure of a request. `values` gives what the request adds to the sample: often one."""
+
+    name: str
+    unit: str
+    meaning: str
+    values: Callable[[RequestRecord], Sequence[float]]
+
+
+def decode_s(record: RequestRecord) -> float | None:
+    """First chunk to last, seconds; None below two chunks."""
+    gaps = record.chunk_gaps_us
+    return sum(gaps[1:]) / 1e6 if len(gaps) > 1 else None
+
+
+def decode_tokens(record: RequestRecord) -> int | None:
+    """Tokens after the first chunk; None where chunks were not counted."""
+    if record.chunk_tokens is None or len(record.chunk_tokens) < 2:
+        return None
+    return record.osl_tokens - record.chunk_tokens[0]
+
+
+def tpot_s(record: RequestRecord) -> float | None:
+    """Seconds an output token after the first chunk."""
+    time, tokens = decode_s(record), decode_tokens(record)
+    return time / tokens if time is not None and tokens else None
+
+
+def _optional(value: float | None) -> tuple[float, ...]:
+    return () if value is None else (value,)
+
+
+def _ttft(record: RequestRecord) -> tuple[float, ...]:
+    return (record.chunk_gaps_us[0] / 1e6,) if record.chunk_gaps_us else ()
+
+
+def _gaps(record: RequestRecord) -> Any:
+    import numpy as np
+
+    gaps = record.chunk_gaps_us[1:]
+    return np.frombuffer(gaps, dtype=np.uint32) / 1e6 if gaps else ()
+
+
+def _user_speed(record: RequestRecord) -> tuple[float, ...]:
+    seconds = tpot_s(record)
+    return (1 / seconds,) if seconds else ()
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        name="isl_tokens",
+        unit="tokens",
+        meaning="input length in the target model's tokens",
+        values=lambda r: _optional(r.isl_tokens),
+    ),
+    Metric(
+        name="osl_tokens",
+        unit="tokens",
+        meaning="output length in the target model's tokens",
+        values=lambda r: (r.osl_tokens,),
+    ),
+    Metric(
+        name="ttft_s",
+        unit="s",
+        meaning="time to first token: first token-carrying chunk − sent",
+        values=_ttft,
+    ),
+    Metric(
+        name="tpot_s",
+        unit="s",
+        meaning="time per output token after the first chunk",
+        values=lambda r: _optional(tpot_s(r)),
+    ),
+    Metric(
+        name="chunk_gap_s",
+        unit="s",
+        meaning="time between token-carrying chunks",
+        values=_gaps,
+    ),
+    Metric(
+        name="tokens_per_chunk",
+        unit="tokens",
+        meaning="tokens in a token-carrying chunk",
+        values=lambda r: r.chunk_tokens or (),
+    ),
+    Metric(
+        name="e2el_s",
+        unit="s",
+        meaning="end-to-end latency: finish chunk − sent",
+        values=lambda r: (r.end_s - r.sent_s,),
+    ),
+    Metric(
+        name="user_tokens_per_s",
+        unit="tokens/s",
+        meaning="user speed: 1 ÷ TPOT",
+        values=_user_speed,
+    ),
+)
+
+
+def completed(records: Sequence[RequestRecord]) -> tuple[RequestRecord, ...]:
+    """The records whose stream ended as the API says."""
+    return tuple(r for r in records if isinstance(r.outcome, Completed))
+
+
+def distributions(records: Sequence[RequestRecord]) -> dict[str, Distribution]:
+    """Every row of METRICS over `records`."""
+    import numpy as np
+
+    table = {}
+    for metric in METRICS:
+        parts = [values for r in records if len(values := metric.values(r))]
+        table[metric.name] = distribution(np.concatenate(parts) if parts else ())
+    return table
+
+
+def counts(records: Sequence[RequestRecord]) -> RequestCounts:
+    """Every request sent ends in exactly one outcome."""
+    of = dict.fromkeys((Completed, Refused, Broke, TimedOut, Cancelled), 0)
+    for record in records:
+        of[type(record.outcome)] += 1
+    return RequestCounts(
+        sent=len(records),
+        completed=of[Completed],
+        refused=of[Refused],
+        broke=of[Broke],
+        timed_out=of[TimedOut],
+        cancelled=of[Cancelled],
+        resent=sum(r.resent for r in records),
+    )
+
+
+def span_s(records: Sequence[RequestRecord]) -> float:
+    """First send to last end, seconds."""
+    if not records:
+        return 0.0
+    return max(r.end_s for r in records) - min(r.sent_s for r in records)
+
+
+def throughput(data: PhaseData) -> Throughput:
+    """Output tokens a second, whole and steady (DESIGN §4).
+
+    Steady counts the tokens of all streams stamped between the moment when in-flight first reached
+    its target and the last dispatch; None where that is shorter than two median E2EL.
+    """
+    done = completed(data.records)
+    span = span_s(done)
+    whole = sum(r.osl_tokens for r in done) / span if span > 0 else None
+    start, end = data.phase.steady_from_s, data.phase.steady_to_s
+    if not done or start is None or end is None:
+        return Throughput(whole=whole, why_not_steady="the load was never at its target")
+    if any(r.chunk_tokens is None for r in done):
+        return Throughput(whole=whole, why_not_steady="the tokens of a chunk are not known")
+    shortest = 2 * statistics.median(r.end_s - r.sent_s for r in done)
+    if end - start < shortest:
+        return Throughput(
+            whole=whole, why_not_steady="the window at full load is shorter than two median E2EL"
+        )
+    tokens = sum(_tokens_between(r, start, end) for r in data.records)
+    return Throughput(whole=whole, steady=tokens / (end - start))
+
+
+def _tokens_between(record: RequestRecord, start: float, end: float) -> int:
+    import numpy as np
+
+    if record.chunk_tokens is None or not record.chunk_gaps_us:
+        return 0
+    if record.sent_s >= start and record.end_s <= end:
+        return record.osl_tokens
+    stamps = record.sent_s + np.cumsum(record.chunk_gaps_us, dtype=np.float64) / 1e6
+    inside = (stamps >= start) & (stamps < end)
+    return int(np.asarray(record.chunk_tokens)[inside].sum())
+
+
+def achieved_concurrency(data: PhaseData) -> float | None:
+    """Time-weighted median of requests in flight, between full load and the last dispatch."""
+    start, end = data.phase.steady_from_s, data.phase.steady_to_s
+    if start is None or end is None or end <= start:
+        return None
+    edges = sorted(
+        edge
+        for r in data.records
+        if r.end_s > start and r.sent_s < end
+        for edge in ((max(r.sent_s, start), 1), (min(r.end_s, end), -1))
+    )
+    time_at: dict[int, float] = {}
+    level, before = 0, start
+    for at, step in edges:
+        time_at[level] = time_at.get(level, 0.0) + at - before
+        level, before = level + step, at
+    half = sum(time_at.values()) / 2
+    for level in sorted(time_at):
+        half -= time_at[level]
+        if half <= 0:
+            return float(level)
+    return None

@@ -1,0 +1,137 @@
+"""Scenario + prompts → Plan: which dialogues, in which phases, in which order. Deterministic.
+
+A phase is one load, once. Loads run in the given order, reversed on odd repeats, so that a drift of
+the machine does not sit on one load. Prompts are shuffled by the dataset's seed, which mixes the
+categories, the same way for every phase and every run. Warm-up prompts are never measured prompts.
+Must not: read files, tokenize, wait.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from array import array
+from collections.abc import Iterator, Sequence
+
+from loadgen.errors import UserError
+from loadgen.types import Dialogue, Load, Phase, Plan, Prompt, Scenario
+
+DIALOGUES_PER_STREAM = 4
+"""A phase needs at least this many dialogues a stream, or ramp and drain are what it measures."""
+
+WARMUP_OUTPUT_TOKENS = 16
+
+
+def make_plan(
+    scenario: Scenario,
+    prompts: Sequence[Prompt],
+    warmup: Sequence[Prompt] = (),
+    *,
+    remembers: bool = False,
+) -> Plan:
+    """The plan of a run. `warmup` () warms up on the measured prompts' ids reversed.
+
+    `remembers`: the drafter learns across requests, so a prompt may not be sent twice in a phase.
+    UserError: no prompts, a load below 1, or too few prompts for a drafter that remembers.
+    """
+    if not prompts:
+        raise UserError(
+            f"scenario {scenario.name}: no prompts are left to send. Expected at least one; "
+            "check the dataset, its categories and its limit."
+        )
+    phases: list[Phase] = []
+    for repeat in range(scenario.repeats):
+        loads = scenario.loads if repeat % 2 == 0 else scenario.loads[::-1]
+        for load in loads:
+            name = f"c={load.concurrency}" + (f" r={repeat + 1}" if scenario.repeats > 1 else "")
+            if scenario.warmup_requests:
+                phases.append(_warmup(name, load, repeat, scenario, prompts, warmup))
+            phases.append(_measured(name, load, repeat, scenario, prompts, remembers))
+    return Plan(scenario=scenario, prompts=tuple(prompts), phases=tuple(phases))
+
+
+def _measured(
+    name: str,
+    load: Load,
+    repeat: int,
+    scenario: Scenario,
+    prompts: Sequence[Prompt],
+    remembers: bool,
+) -> Phase:
+    if load.concurrency < 1:
+        raise UserError(
+            f"concurrency {load.concurrency} sends nothing. Expected 1 or more, such as -c 1,8,64."
+        )
+    stop = scenario.stop
+    endless = in_order(prompts, scenario.dataset.seed)
+    if stop.duration_s is not None and stop.requests is None:
+        if remembers:
+            endless = itertools.islice(endless, len(prompts))
+        dialogues: Iterator[Dialogue] | tuple[Dialogue, ...] = endless
+    else:
+        count = stop.requests or max(len(prompts), DIALOGUES_PER_STREAM * load.concurrency)
+        if remembers and count > len(prompts):
+            raise UserError(
+                f"{count} dialogues at concurrency {load.concurrency} need as many prompts, and "
+                f"there are {len(prompts)}: this drafter learns from earlier requests, so a prompt "
+                "sent twice would flatter it. Use more prompts or a lower concurrency."
+            )
+        dialogues = tuple(itertools.islice(endless, count))
+    return Phase(
+        name=name,
+        load=load,
+        repeat=repeat,
+        measured=True,
+        dialogues=dialogues,
+        duration_s=stop.duration_s,
+    )
+
+
+def in_order(prompts: Sequence[Prompt], seed: int) -> Iterator[Dialogue]:
+    """All prompts shuffled, then all of them shuffled anew, without end."""
+    for cycle in itertools.count():
+        order = list(prompts)
+        random.Random(f"{seed}/{cycle}").shuffle(order)
+        for prompt in order:
+            suffix = f"#{cycle + 1}" if cycle else ""
+            yield Dialogue(dialogue_id=f"{prompt.prompt_id}{suffix}", prompt=prompt, repeat=cycle)
+
+
+def _warmup(
+    name: str,
+    load: Load,
+    repeat: int,
+    scenario: Scenario,
+    prompts: Sequence[Prompt],
+    warmup: Sequence[Prompt],
+) -> Phase:
+    count = max(scenario.warmup_requests, load.concurrency)
+    source = warmup or [_reversed(prompt) for prompt in prompts[:64]]
+    dialogues = tuple(
+        Dialogue(
+            dialogue_id=f"warm-up-{index}",
+            prompt=source[index % len(source)],
+            repeat=index // len(source),
+        )
+        for index in range(count)
+    )
+    return Phase(
+        name=f"warm-up {name}",
+        load=load,
+        repeat=repeat,
+        measured=False,
+        dialogues=dialogues,
+        max_output_tokens=WARMUP_OUTPUT_TOKENS,
+    )
+
+
+def _reversed(prompt: Prompt) -> Prompt:
+    """The prompt's ids backwards: the right length and vocabulary, and no prefix in common."""
+    ids = prompt.prompt_token_ids
+    return Prompt(
+        prompt_id=f"warm-up-{prompt.prompt_id}",
+        category=prompt.category,
+        messages=prompt.messages if ids is None else (),
+        prompt_token_ids=None if ids is None else array("I", ids[::-1]),
+        source="warm-up",
+    )

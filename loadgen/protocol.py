@@ -1,0 +1,538 @@
+"""The wire, without I/O: server-sent-events framing, the OpenAI wire, and one stream's tally.
+
+Bytes in, chunks out, for any split of the bytes (h11's sans-IO idea). SSE framing follows the
+WHATWG HTML standard §9.2.6: lines end in LF, CRLF or CR, an empty line ends an event, `data:` lines
+are joined by LF, comments and other fields are passed over. Must not: read a clock, await, know a
+server.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from loadgen.types import (
+    U32,
+    Broke,
+    Chunk,
+    Completed,
+    Outcome,
+    Request,
+    RequestRecord,
+    Sampling,
+    SpecCounters,
+    Timings,
+    TokenCountSource,
+    Usage,
+    Wire,
+)
+
+DONE = b"[DONE]"
+MAX_EVENT_BYTES = 64 << 20
+"""An event longer than this is refused: no server sends one, and memory must stay bounded."""
+
+_U32_MAX = 0xFFFFFFFF
+
+
+class SSE:
+    """Splits a byte stream into the payloads of its events, however the bytes are cut."""
+
+    __slots__ = ("_parts", "_size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The `data` payloads of all events that `data` completes. ValueError: event too long."""
+        if self._parts:
+            self._parts.append(data)
+            self._size += len(data)
+            if b"\n" not in data and b"\r" not in data:
+                return self._within_bounds()
+            data = b"".join(self._parts)
+            self._parts.clear()
+            self._size = 0
+        if b"\r" in data:
+            data = self._normalise(data)
+        *blocks, rest = data.split(b"\n\n")
+        if rest:
+            self._parts.append(rest)
+            self._size = len(rest)
+            self._within_bounds()
+        payloads = []
+        for block in blocks:
+            if block.startswith(b"data: ") and b"\n" not in block:
+                payloads.append(block[6:])
+            elif (payload := _payload(block)) is not None:
+                payloads.append(payload)
+        return payloads
+
+    def close(self) -> list[bytes]:
+        """A last event without its empty line: sent by servers that close in a hurry."""
+        rest = b"".join(self._parts)
+        self._parts.clear()
+        payload = _payload(rest.replace(b"\r", b"\n"))
+        return [payload] if payload is not None else []
+
+    def _normalise(self, data: bytes) -> bytes:
+        # A CR at the very end may be half of a CRLF: it waits for the next byte.
+        half = b"\r" if data.endswith(b"\r") else b""
+        data = data[: len(data) - len(half)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data + half
+
+    def _within_bounds(self) -> list[bytes]:
+        if self._size > MAX_EVENT_BYTES:
+            raise ValueError(f"an event of more than {MAX_EVENT_BYTES >> 20} MiB")
+        return []
+
+
+def _payload(block: bytes) -> bytes | None:
+    lines = [
+        line[6:] if line.startswith(b"data: ") else line[5:]
+        for line in block.split(b"\n")
+        if line.startswith(b"data:")
+    ]
+    return b"\n".join(lines) if lines else None
+
+
+# ── the OpenAI wire ──────────────────────────────────────────────────────────────────────────────
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    text: str | None = None
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+
+
+class _Timings(msgspec.Struct, gc=False):
+    predicted_n: int
+    predicted_ms: float
+    draft_n: int | None = None
+    draft_n_accepted: int | None = None
+
+
+class _Speculative(msgspec.Struct, gc=False):
+    num_spec_steps: int
+    num_accepted_draft_tokens: int
+    num_draft_tokens: int
+    num_spec_tokens: int | None = None
+    acceptance_histogram: tuple[int, ...] | None = None
+    per_step_drafted: tuple[int, ...] | None = None
+
+
+class _Metrics(msgspec.Struct, gc=False):
+    speculative_decoding: _Speculative | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    timings: _Timings | None = None
+    metrics: _Metrics | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Event)
+
+
+def decode_openai(payload: bytes) -> Chunk:
+    """One event of `/v1/completions` or `/v1/chat/completions`; ValueError when malformed.
+
+    Reads the extensions that name tokens and speculation where a server sends them: `token_ids`
+    and `metrics.speculative_decoding` (vLLM 0.32), `timings` (llama.cpp b11434).
+    """
+    try:
+        event = _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise ValueError(f"malformed event: {fault}") from None
+    choice = event.choices[0] if event.choices else None
+    text, ids, finish = "", None, None
+    if choice is not None:
+        ids, finish = choice.token_ids, choice.finish_reason
+        if choice.text is not None:
+            text = choice.text
+        elif (delta := choice.delta) is not None:
+            # Thinking comes in a field of its own, named in two ways; its tokens are output too.
+            text = delta.content or delta.reasoning_content or delta.reasoning or ""
+    usage = event.usage
+    metrics = event.metrics
+    return Chunk(
+        token_ids=ids,
+        text=text,
+        choice=choice is not None,
+        usage=None
+        if usage is None
+        else Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.prompt_tokens_details.cached_tokens
+            if usage.prompt_tokens_details
+            else None,
+        ),
+        timings=None
+        if event.timings is None
+        else Timings(
+            predicted_tokens=event.timings.predicted_n,
+            predicted_ms=event.timings.predicted_ms,
+            draft_tokens=event.timings.draft_n,
+            accepted_tokens=event.timings.draft_n_accepted,
+        ),
+        spec=_vllm_figures(metrics.speculative_decoding)
+        if metrics is not None and metrics.speculative_decoding is not None
+        else None,
+        finish_reason=finish,
+        error=None if event.error is None else _error_text(event.error),
+    )
+
+
+def _vllm_figures(figures: _Speculative) -> SpecCounters:
+    """vLLM 0.32 counts here only steps that had a draft, before the cut at max_tokens."""
+    histogram = figures.acceptance_histogram
+    drafted = figures.per_step_drafted
+    return SpecCounters(
+        drafts=figures.num_spec_steps,
+        draft_tokens=figures.num_draft_tokens,
+        draft_depth=figures.num_spec_tokens,
+        accepted_tokens=figures.num_accepted_draft_tokens,
+        accepted_histogram=histogram,
+        accepted_by_position=None if histogram is None else survivors(histogram),
+        drafted_by_position=None
+        if drafted is None
+        else tuple(sum(n > j for n in drafted) for j in range(max(drafted, default=0))),
+    )
+
+
+def survivors(histogram: tuple[int, ...]) -> tuple[int, ...]:
+    """Steps by accepted count (index = accepted, from 0) → steps that accepted position j + 1."""
+    return tuple(sum(histogram[j:]) for j in range(1, len(histogram)))
+
+
+def _error_text(error: object) -> str:
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return str(error["message"])
+    return str(error)
+
+
+def _body(request: Request, model: str, sampling: Sampling) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": request.max_output_tokens,
+        "temperature": sampling.temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
+    if sampling.top_p != 1.0:
+        body["top_p"] = sampling.top_p
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if sampling.ignore_eos:
+        body["ignore_eos"] = True
+    return body
+
+
+def completions_wire(extra: Mapping[str, Any]) -> Wire:
+    """`POST /v1/completions` with token ids; `extra` are the engine's own body fields."""
+
+    def encode(request: Request, model: str, sampling: Sampling) -> bytes:
+        ids = request.prompt_token_ids
+        body = _body(request, model, sampling) | dict(extra)
+        body["prompt"] = [] if ids is None else ids.tolist()
+        return msgspec.json.encode(body)
+
+    return Wire(path="/v1/completions", encode=encode, decode=decode_openai)
+
+
+def chat_wire(extra: Mapping[str, Any]) -> Wire:
+    """`POST /v1/chat/completions` with messages: the server applies its own template."""
+
+    def encode(request: Request, model: str, sampling: Sampling) -> bytes:
+        body = _body(request, model, sampling) | dict(extra)
+        body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
+        return msgspec.json.encode(body)
+
+    return Wire(path="/v1/chat/completions", encode=encode, decode=decode_openai)
+
+
+# ── one stream's tally ───────────────────────────────────────────────────────────────────────────
+
+
+class _Steps:
+    """Decode steps read off cumulative timings: all tokens of a step carry one `predicted_ms`.
+
+    llama.cpp, `timings_per_token` (b11434 and b11549): a step that verified a draft is one in which
+    `draft_n` grew, by the tokens drafted; `draft_n_accepted` grew by those accepted.
+    """
+
+    __slots__ = ("accepted", "drafted", "ms", "n_accepted", "n_draft", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = array("I")
+        self.ms = -1.0
+        self.n_draft = self.n_accepted = 0
+        self.drafted: list[int] = []
+        self.accepted: list[int] = []
+
+    def add(self, timings: Timings, tokens: int) -> None:
+        if timings.predicted_ms == self.ms and self.tokens:
+            self.tokens[-1] += tokens
+        else:
+            self.ms = timings.predicted_ms
+            self.tokens.append(tokens)
+        n_draft, n_accepted = timings.draft_tokens or 0, timings.accepted_tokens or 0
+        if n_draft > self.n_draft:
+            self.drafted.append(n_draft - self.n_draft)
+            self.accepted.append(n_accepted - self.n_accepted)
+            self.n_draft, self.n_accepted = n_draft, n_accepted
+
+    def counters(self) -> SpecCounters:
+        steps = max(len(self.tokens) - 1, 0)
+        if not self.drafted:
+            # Nothing drafted and speculation off look alike here: acceptance knows which it is.
+            return SpecCounters(steps=steps)
+        depth = max(self.drafted)
+        histogram = [0] * (depth + 1)
+        for accepted in self.accepted:
+            histogram[min(max(accepted, 0), depth)] += 1
+        return SpecCounters(
+            steps=steps,
+            drafts=len(self.drafted),
+            draft_tokens=self.n_draft,
+            accepted_tokens=self.n_accepted,
+            accepted_histogram=tuple(histogram),
+            accepted_by_position=survivors(tuple(histogram)),
+            drafted_by_position=tuple(sum(n > j for n in self.drafted) for j in range(depth)),
+        )
+
+
+class Tally:
+    """What one stream delivered: stamps and token counts of its chunks, figures, text, end.
+
+    `finished` is the stamp of the chunk that ended the answer.
+    Feed it every read with the time at which its bytes arrived. Tokens of a chunk are counted from
+    ids, else continuous usage, else per-chunk timings, else not at all: then the final usage alone
+    gives `osl_tokens` and chunk figures are None. Acceptance is never derived from text.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_decode",
+        "_ids",
+        "_source",
+        "_spec",
+        "_sse",
+        "_stamps",
+        "_steps",
+        "_text",
+        "_uncounted",
+        "_usage",
+        "cached_tokens",
+        "done",
+        "error",
+        "finish_reason",
+        "finished",
+        "prompt_tokens",
+        "tokens",
+    )
+
+    def __init__(self, decode: Callable[[bytes], Chunk]) -> None:
+        self._decode = decode
+        self._sse = SSE()
+        self._stamps: array[float] = array("d")
+        self._chunks: U32 = array("I")
+        self._source: TokenCountSource | None = None
+        self._uncounted = 0
+        self._ids: U32 = array("I")
+        self._text: list[str] = []
+        self._usage: int | None = None
+        self._spec: SpecCounters | None = None
+        self._steps: _Steps | None = None
+        self.tokens = 0
+        self.prompt_tokens: int | None = None
+        self.cached_tokens: int | None = None
+        self.finish_reason: str | None = None
+        self.finished: float | None = None
+        self.error: str | None = None
+        self.done = False
+
+    @property
+    def chunks(self) -> int:
+        """Token-carrying chunks so far."""
+        return len(self._stamps)
+
+    def feed(self, stamp: float, data: bytes) -> None:
+        """One read. ValueError: an event that is not what the wire speaks."""
+        for payload in self._sse.feed(data):
+            self._event(stamp, payload)
+
+    def close(self, stamp: float) -> None:
+        """The stream ended; a last event may lack its empty line."""
+        for payload in self._sse.close():
+            self._event(stamp, payload)
+
+    def _event(self, stamp: float, payload: bytes) -> None:
+        if self.done or not payload:
+            return  # what follows [DONE] (TensorRT-LLM's perf_metrics event) is not the answer
+        if payload == DONE:
+            self.done = True
+            if self.finished is None:
+                self.finished = stamp
+            return
+        chunk = self._decode(payload)
+        if chunk.error is not None:
+            self.error = chunk.error
+            return
+        tokens = self._count(chunk)
+        if tokens:
+            self._stamps.append(stamp)
+            self._chunks.append(tokens)
+            self.tokens += tokens
+        elif chunk.text and self._source in (None, "final_usage"):
+            self._source = "final_usage"
+            self._uncounted += 1
+            self._stamps.append(stamp)
+        if chunk.text:
+            self._text.append(chunk.text)
+        if chunk.finish_reason is not None:
+            self.finish_reason = chunk.finish_reason
+            self.finished = stamp
+        if chunk.spec is not None:
+            self._spec = chunk.spec
+        usage = chunk.usage
+        if usage is not None:
+            if usage.completion_tokens is not None:
+                self._usage = usage.completion_tokens
+            if usage.prompt_tokens is not None:
+                self.prompt_tokens = usage.prompt_tokens
+            if usage.cached_tokens is not None:
+                self.cached_tokens = usage.cached_tokens
+
+    def _count(self, chunk: Chunk) -> int:
+        """Tokens this chunk brought, 0 where none or unknown."""
+        source, timings = self._source, chunk.timings
+        tokens = 0
+        if chunk.token_ids is not None and source in (None, "ids"):
+            tokens = len(chunk.token_ids)
+            if tokens:
+                self._source = "ids"
+                self._ids.extend(chunk.token_ids)
+        elif (
+            chunk.usage is not None
+            and chunk.usage.completion_tokens is not None
+            and chunk.choice
+            and source in (None, "continuous_usage")
+            and timings is None
+        ):
+            tokens = max(chunk.usage.completion_tokens - self.tokens, 0)
+            if tokens:
+                self._source = "continuous_usage"
+        elif timings is not None and source in (None, "timings"):
+            tokens = max(timings.predicted_tokens - self.tokens, 0)
+            if tokens:
+                self._source = "timings"
+        if timings is not None and tokens:
+            if self._steps is None:
+                self._steps = _Steps()
+            self._steps.add(timings, tokens)
+        return tokens
+
+    def outcome(self) -> Outcome:
+        """How a stream that the server ended came out."""
+        if self.error is not None:
+            return Broke(reason="server_error", message=self.error[:500])
+        if self.done or self.finish_reason is not None:
+            if self.tokens or self._uncounted or self._usage:
+                return Completed()
+            return Broke(reason="empty", message="the stream ended without a token")
+        return Broke(
+            reason="truncated",
+            message=f"the stream ended after {self.chunks} chunks without a finish_reason",
+        )
+
+    def record(
+        self,
+        request: Request,
+        outcome: Outcome,
+        *,
+        zero: float,
+        sent: float,
+        ended: float,
+        connect_s: float | None = None,
+        resent: int = 0,
+        keep_text: bool = True,
+    ) -> RequestRecord:
+        """The request's one record. `zero`, `sent`, `ended` are readings of the run's clock."""
+        prompt = request.dialogue.prompt
+        counted = self._source not in (None, "final_usage")
+        ids = request.prompt_token_ids
+        return RequestRecord(
+            request_id=request.request_id,
+            dialogue_id=request.dialogue.dialogue_id,
+            prompt_id=prompt.prompt_id,
+            category=prompt.category,
+            tier=prompt.tier,
+            isl_bucket=prompt.isl_bucket,
+            repeat=request.dialogue.repeat,
+            phase=request.phase,
+            turn=request.turn,
+            outcome=outcome,
+            sent_s=sent - zero,
+            end_s=ended - zero,
+            connect_s=connect_s,
+            resent=resent,
+            isl_tokens=self.prompt_tokens
+            if self.prompt_tokens is not None
+            else (None if ids is None else len(ids)),
+            osl_tokens=self.tokens if counted else (self._usage or 0),
+            usage_tokens=self._usage,
+            cached_tokens=self.cached_tokens,
+            max_output_tokens=request.max_output_tokens,
+            token_count_source=self._source,
+            chunk_gaps_us=gaps_us(self._stamps, sent),
+            chunk_tokens=self._chunks if counted else None,
+            step_tokens=self._steps.tokens if self._steps is not None else None,
+            finish_reason=self.finish_reason,
+            spec=self._figures(),
+            output_token_ids=self._ids if self._source == "ids" else None,
+            text="".join(self._text) if keep_text else None,
+        )
+
+    def answer(self) -> str:
+        """The text so far: a later turn's history."""
+        return "".join(self._text)
+
+    def _figures(self) -> SpecCounters | None:
+        if self._spec is not None:
+            return self._spec
+        return self._steps.counters() if self._steps is not None else None
+
+
+def gaps_us(stamps: array[float], sent: float) -> U32:
+    """Stamps in seconds → µs between them, the first from `sent`; rounding never accumulates."""
+    gaps: U32 = array("I")
+    before = 0
+    for stamp in stamps:
+        at = max(round((stamp - sent) * 1e6), before)
+        gaps.append(min(at - before, _U32_MAX))
+        before = at
+    return gaps

@@ -1,0 +1,321 @@
+"""The only loop: it waits, sends and hands records to the observers.
+
+Closed loop: N workers over one iterator of dialogues in one TaskGroup; a dialogue holds its worker
+through all its turns. Bodies are encoded before they are due, at most `concurrency` of them ahead.
+The collector of cyclic garbage is off inside a phase (a full pass stops every stream for tens of
+milliseconds) but for a young pass every 10 s. Must not: decide what to send (plan), read a stream
+(transport), compute a percentile (the run file is read for that).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+
+from loadgen.scrape import Scraper
+from loadgen.tokens import next_turn
+from loadgen.transport import Transport
+from loadgen.types import (
+    U32,
+    Caveat,
+    ClientSample,
+    Completed,
+    Dialogue,
+    Message,
+    Observer,
+    Phase,
+    PhaseRecord,
+    Plan,
+    Record,
+    Request,
+    Sampling,
+)
+
+Tokenize = Callable[[tuple[Message, ...]], Awaitable[U32]]
+"""Messages → ids, off the timed span: a local tokenizer in a thread, or the server's own."""
+
+_Ready = Callable[[Phase, Dialogue, int, tuple[Message, ...], U32 | None], tuple[Request, bytes]]
+
+RAMP_S = 0.001
+"""The first wave leaves one stream a millisecond: set-up costs 0.4 ms each, and a burst of 512 is
+itself a TTFT tail of 0.2 s (measured with aiohttp 3.14)."""
+
+SAMPLE_S = 0.5
+LAG_PROBE_S = 0.05
+YOUNG_COLLECTION_S = 10.0
+
+
+class Runner:
+    """Runs a plan's phases on one server.
+
+    `interrupt()` is for Ctrl-C: the first lets what is in flight end (`grace_s` at most), the
+    second ends it now. `run` returns the reason for RunEnd.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        scraper: Scraper,
+        observe: Observer,
+        *,
+        model: str,
+        sampling: Sampling,
+        tokenize: Tokenize | None,
+        grace_s: float = 30.0,
+    ) -> None:
+        self._transport = transport
+        self._scraper = scraper
+        self._observe = observe
+        self._model = model
+        self._sampling = sampling
+        self._tokenize = tokenize
+        self._grace_s = grace_s
+        self._interrupted = False
+        self._closed = False
+        self._current: _PhaseRun | None = None
+
+    async def run(self, plan: Plan) -> str:
+        """All phases in order; "completed", or "interrupted" after Ctrl-C."""
+        for phase in plan.phases:
+            if self._interrupted:
+                break
+            await self._phase(phase)
+        return "interrupted" if self._interrupted else "completed"
+
+    def interrupt(self) -> None:
+        """Nothing new is sent; called again, nothing more is waited for."""
+        if self._interrupted:
+            self._transport.abort()
+        self._interrupted = True
+        self._close()
+
+    def _close(self) -> None:
+        """Send nothing new in this phase; end what is still in flight after the grace."""
+        if not self._closed:
+            self._closed = True
+            asyncio.get_running_loop().call_later(self._grace_s, self._abort_phase, self._current)
+
+    def _abort_phase(self, phase: _PhaseRun | None) -> None:
+        if phase is not None and phase is self._current:
+            self._transport.abort()
+
+    async def _phase(self, phase: Phase) -> None:
+        now, zero = perf_counter, self._transport.zero
+        self._closed = False
+        self._transport.resume()
+        self._current = run = _PhaseRun(phase, self._ready)
+        if phase.measured:
+            await self._scraper.border(phase.name, "start")
+        run.fill()
+        with _quiet_collector():
+            started = now()
+            helpers = [asyncio.create_task(self._sample(run))]
+            if phase.measured:
+                helpers.append(asyncio.create_task(self._scraper.ticks(phase.name)))
+            timer = (
+                asyncio.get_running_loop().call_later(phase.duration_s, self._close)
+                if phase.duration_s is not None
+                else None
+            )
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for index in range(run.target):
+                        group.create_task(self._worker(run, index * RAMP_S))
+            except BaseExceptionGroup as faults:
+                raise faults.exceptions[0] from None  # workers fail alike: a full disk, or a bug
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                for helper in helpers:
+                    helper.cancel()
+                await asyncio.gather(*helpers, return_exceptions=True)
+            ended = now()
+        self._current = None
+        if phase.measured:
+            await self._scraper.border(phase.name, "end")
+        self._observe(
+            PhaseRecord(
+                name=phase.name,
+                load=phase.load,
+                repeat=phase.repeat,
+                measured=phase.measured,
+                category=phase.category,
+                started_s=started - zero,
+                ended_s=ended - zero,
+                steady_from_s=None if run.full_at is None else run.full_at - zero,
+                steady_to_s=None if run.last_dispatch is None else run.last_dispatch - zero,
+            )
+        )
+
+    async def _worker(self, run: _PhaseRun, delay_s: float) -> None:
+        if delay_s:
+            await asyncio.sleep(delay_s)
+        while not self._closed and (item := run.take()) is not None:
+            request, body = item
+            run.busy += 1
+            try:
+                await self._dialogue(run, request, body)
+            finally:
+                run.busy -= 1
+
+    async def _dialogue(self, run: _PhaseRun, request: Request, body: bytes) -> None:
+        dialogue, history = request.dialogue, request.dialogue.prompt.messages
+        later = dialogue.prompt.later_turns if run.phase.measured else ()
+        for said in (*later, None):
+            run.dispatched(perf_counter())
+            record, answer = await self._transport.stream(request, body)
+            self._observe(record)
+            if said is None or self._closed or not isinstance(record.outcome, Completed):
+                return
+            history = next_turn(history, answer, said)
+            ids = await self._tokenize(history) if self._tokenize is not None else None
+            request, body = self._ready(run.phase, dialogue, request.turn + 1, history, ids)
+
+    def _ready(
+        self,
+        phase: Phase,
+        dialogue: Dialogue,
+        turn: int,
+        messages: tuple[Message, ...],
+        ids: U32 | None,
+    ) -> tuple[Request, bytes]:
+        """A turn and its encoded body."""
+        sampling = self._sampling
+        cap = phase.max_output_tokens or dialogue.prompt.max_output_tokens
+        request = Request(
+            request_id=f"{phase.name}/{dialogue.dialogue_id}/{turn}",
+            phase=phase.name,
+            dialogue=dialogue,
+            turn=turn,
+            max_output_tokens=cap or sampling.max_output_tokens,
+            prompt_token_ids=ids,
+            messages=messages,
+        )
+        return request, self._transport.wire.encode(request, self._model, sampling)
+
+    async def _sample(self, run: _PhaseRun) -> None:
+        """ClientSamples, and the loop's own lag: how late a short sleep comes back."""
+        live, zero = self._transport.live, self._transport.zero
+        lag = 0.0
+        sampled = collected = perf_counter()
+        while True:
+            due = perf_counter() + LAG_PROBE_S
+            await asyncio.sleep(LAG_PROBE_S)
+            now = perf_counter()
+            lag = max(lag, now - due)
+            if now - sampled >= SAMPLE_S:
+                self._observe(
+                    ClientSample(
+                        at_s=now - zero,
+                        phase=run.phase.name,
+                        in_flight=live.in_flight,
+                        target=run.target,
+                        sent=live.sent,
+                        chunks=live.chunks,
+                        tokens=live.tokens,
+                        loop_lag_s=lag,
+                        cpu_s=time.process_time(),
+                        rss_bytes=rss_bytes(),
+                    )
+                )
+                lag, sampled = 0.0, now
+            if now - collected >= YOUNG_COLLECTION_S:
+                gc.collect(0)
+                collected = now
+
+
+class _PhaseRun:
+    """A phase under way: what is encoded ahead, and when the load was full."""
+
+    def __init__(self, phase: Phase, ready: _Ready) -> None:
+        self.phase = phase
+        self.busy = 0
+        self.full_at: float | None = None
+        self.last_dispatch: float | None = None
+        self._ready = ready
+        self._dialogues: Iterator[Dialogue] = iter(phase.dialogues)
+        self._ahead: deque[tuple[Request, bytes]] = deque()
+        self.target = phase.load.concurrency
+
+    def fill(self) -> None:
+        """Encode until `concurrency` bodies are ready; fewer dialogues lower the target."""
+        while len(self._ahead) < self.phase.load.concurrency and self._one_more():
+            pass
+        self.target = min(self.phase.load.concurrency, len(self._ahead))
+
+    def take(self) -> tuple[Request, bytes] | None:
+        """The next first turn; its place is filled once this send is under way."""
+        if not self._ahead and not self._one_more():
+            return None
+        item = self._ahead.popleft()
+        asyncio.get_running_loop().call_soon(self._one_more)
+        return item
+
+    def dispatched(self, now: float) -> None:
+        self.last_dispatch = now
+        if self.full_at is None and self.busy >= self.target:
+            self.full_at = now
+
+    def _one_more(self) -> bool:
+        dialogue = next(self._dialogues, None)
+        if dialogue is None:
+            return False
+        prompt = dialogue.prompt
+        self._ahead.append(
+            self._ready(self.phase, dialogue, 0, prompt.messages, prompt.prompt_token_ids)
+        )
+        return True
+
+
+@contextlib.contextmanager
+def _quiet_collector() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now; where /proc is missing, its peak."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def fan_out(store: Observer, observers: tuple[Observer, ...]) -> Observer:
+    """One observer out of several. The store's failure ends the run; another that raises is
+    dropped, and a caveat says so."""
+    alive = list(observers)
+
+    def observe(record: Record) -> None:
+        store(record)
+        for observer in tuple(alive):
+            try:
+                observer(record)
+            except Exception as fault:
+                alive.remove(observer)
+                name = getattr(observer, "__qualname__", type(observer).__name__)
+                store(
+                    Caveat(
+                        code="observer-dropped",
+                        message=f"{name} failed and was dropped: {fault!r}.",
+                        advice="The run file is complete; only what that observer shows is not.",
+                    )
+                )
+
+    return observe

@@ -1,0 +1,272 @@
+"""(Run, Engine) → Summary: the one pass right of the seam. Pure: same file, same summary.
+
+The engine's mapping of counters is applied here, not when they were scraped, so that a wrong
+mapping is mended by reading the file again. Must not: talk to a server, know a report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from loadgen.acceptance import State, acceptance, chunks_disproved, steps_of
+from loadgen.checks import check_phase
+from loadgen.errors import UserError
+from loadgen.metrics import (
+    achieved_concurrency,
+    completed,
+    counts,
+    decode_s,
+    decode_tokens,
+    distributions,
+    span_s,
+    throughput,
+)
+from loadgen.types import (
+    Acceptance,
+    CategorySummary,
+    Caveat,
+    ClientSample,
+    Completed,
+    DialogueFigures,
+    Engine,
+    PhaseData,
+    PhaseRecord,
+    PhaseSummary,
+    RequestRecord,
+    Run,
+    RunEnd,
+    ServerInfo,
+    Snapshot,
+    SpecCounters,
+    Summary,
+)
+
+_COUNTED = ("drafts", "draft_tokens", "accepted_tokens", "generated_tokens", "requests", "steps")
+
+
+def summarize(run: Run, engine: Engine) -> Summary:
+    """One run file's figures. UserError: it holds no measured request."""
+    phases: dict[str, PhaseRecord] = {}
+    records: dict[str, list[RequestRecord]] = {}
+    client: dict[str, list[ClientSample]] = {}
+    snapshots: dict[str, list[Snapshot]] = {}
+    caveats = list(run.info.caveats)
+    end: str | None = None
+    for record in run.records:
+        match record:
+            case RequestRecord():
+                records.setdefault(record.phase, []).append(record)
+            case PhaseRecord():
+                phases[record.name] = record
+            case ClientSample():
+                client.setdefault(record.phase, []).append(record)
+            case Snapshot():
+                snapshots.setdefault(record.phase, []).append(record)
+            case Caveat():
+                caveats.append(record)
+            case RunEnd():
+                end = record.reason
+            case _:
+                pass
+    summaries = []
+    for name, requests in records.items():
+        phase = phases.get(name) or _unfinished(name, requests, run)
+        if not phase.measured:
+            continue
+        seen = tuple(snapshots.get(name, ()))
+        growth, missing = counter_growth(seen, engine)
+        data = PhaseData(
+            phase=phase,
+            server=run.info.server,
+            engine=engine,
+            records=tuple(requests),
+            client=tuple(client.get(name, ())),
+            snapshots=seen,
+            counters=growth,
+            counters_missing=missing,
+        )
+        summaries.append(_phase(data))
+        caveats += check_phase(data)
+    if not summaries:
+        raise UserError(
+            f"run {run.info.run_id} ({end or 'no end was recorded'}) holds no measured request: it "
+            "ended before its first phase did anything. There is nothing to report; run it again."
+        )
+    return Summary(info=run.info, phases=tuple(summaries), caveats=tuple(caveats), end=end)
+
+
+def _unfinished(name: str, requests: Sequence[RequestRecord], run: Run) -> PhaseRecord:
+    """A phase whose own record was never written: the run was killed in it."""
+    loads = {f"c={load.concurrency}": load for load in run.info.scenario.loads}
+    measured = not name.startswith("warm-up ")
+    load = loads.get(name.removeprefix("warm-up ").split(" ")[0], run.info.scenario.loads[0])
+    return PhaseRecord(
+        name=name,
+        load=load,
+        repeat=0,
+        measured=measured,
+        started_s=min(r.sent_s for r in requests),
+        ended_s=max(r.end_s for r in requests),
+    )
+
+
+def counter_growth(
+    snapshots: Sequence[Snapshot], engine: Engine
+) -> tuple[SpecCounters | None, str]:
+    """Growth of the server's counters between the borders of a phase; None and why."""
+    start = next((s for s in snapshots if s.edge == "start"), None)
+    end = next((s for s in reversed(snapshots) if s.edge == "end"), None)
+    if start is None or end is None:
+        return None, "the metrics page was not read at both ends of the phase"
+    before, after = engine.counters(start.samples), engine.counters(end.samples)
+    growth: dict[str, int | None] = {}
+    for name in _COUNTED:
+        now, then = getattr(after, name), getattr(before, name) or 0
+        if now is not None and now < then:
+            return None, f"the server's counter of {name} went back from {then} to {now}"
+        growth[name] = None if now is None else now - then
+    positions = after.accepted_by_position
+    if positions is not None:
+        old = before.accepted_by_position or ()
+        positions = tuple(now - then for now, then in zip_longest(positions, old, fillvalue=0))
+    return SpecCounters(
+        drafts=growth["drafts"],
+        draft_tokens=growth["draft_tokens"],
+        accepted_tokens=growth["accepted_tokens"],
+        generated_tokens=growth["generated_tokens"],
+        requests=growth["requests"],
+        steps=growth["steps"],
+        accepted_by_position=positions,
+    ), ""
+
+
+def _phase(data: PhaseData) -> PhaseSummary:
+    server, engine = data.server, data.engine
+    done = completed(data.records)
+    state = _state(data, server)
+    depth = _depth(data, server)
+    sources = acceptance(
+        done,
+        engine,
+        state=state,
+        depth=depth,
+        counters=data.counters,
+        counters_missing=data.counters_missing,
+        whole_window=all(isinstance(r.outcome, Completed) for r in data.records),
+    )
+    disproved = bool(chunks_disproved(done, engine, depth))
+    times = [(decode_s(r), steps_of(r, engine)) for r in done]
+    timed = [(t, len(p) - 1) for t, p in times if t is not None and p is not None and len(p) > 1]
+    steps = sum(n for _, n in timed)
+    known = bool(steps) and not disproved and all(p is not None for _, p in times)
+    return PhaseSummary(
+        name=data.phase.name,
+        load=data.phase.load,
+        repeat=data.phase.repeat,
+        measured=data.phase.measured,
+        span_s=span_s(data.records),
+        requests=counts(data.records),
+        distributions=distributions(done),
+        throughput=throughput(data),
+        acceptance=sources,
+        categories=_categories(done, engine, state, depth),
+        step_time_s=sum(t for t, _ in timed) / steps if known else None,
+        step_time_source=_step_source(sources, state) if known else None,
+        achieved_concurrency_p50=achieved_concurrency(data),
+        repeated_prompts=sum(r.repeat > 0 for r in data.records) / len(data.records),
+        chunk_is_step=False if disproved else engine.chunk_is_step,
+        dialogues=dialogue_figures(data.records, engine, disproved),
+    )
+
+
+def _step_source(sources: Sequence[Acceptance], state: State) -> str:
+    named = next((a.steps_source for a in sources if a.steps_source), None)
+    return named or ("one token a step: speculation is off" if state == "off" else "chunks")
+
+
+def _state(data: PhaseData, server: ServerInfo) -> State:
+    """What preflight found; a draft seen in the phase settles an unknown."""
+    if server.state != "unknown":
+        return server.state
+    drafted = any(r.spec is not None and r.spec.drafts for r in data.records)
+    grown = data.counters is not None and bool(data.counters.drafts)
+    return "on" if drafted or grown else "unknown"
+
+
+def _depth(data: PhaseData, server: ServerInfo) -> int | None:
+    """k as configured or reported, else as the server wrote it beside a request's figures."""
+    if server.draft_depth is not None:
+        return server.draft_depth
+    told = [r.spec.draft_depth for r in data.records if r.spec and r.spec.draft_depth is not None]
+    return max(told, default=None)
+
+
+def _categories(
+    done: Sequence[RequestRecord], engine: Engine, state: State, depth: int | None
+) -> tuple[CategorySummary, ...]:
+    by_category: dict[str, list[RequestRecord]] = {}
+    for record in done:
+        by_category.setdefault(record.category, []).append(record)
+    summaries = []
+    for category in sorted(by_category):
+        records = by_category[category]
+        sources = acceptance(records, engine, state=state, depth=depth, whole_window=False)
+        best = sources[0] if sources[0].acceptance_length is not None else None
+        speed = distributions(records)["user_tokens_per_s"]
+        summaries.append(
+            CategorySummary(
+                category=category,
+                requests=len(records),
+                acceptance=best,
+                user_tokens_per_s=speed,
+            )
+        )
+    return tuple(summaries)
+
+
+def dialogue_figures(
+    records: Sequence[RequestRecord], engine: Engine, disproved: bool
+) -> tuple[DialogueFigures, ...]:
+    """Dialogues of which every turn that was sent completed, in order of their first send."""
+    turns: dict[str, list[RequestRecord]] = {}
+    for record in records:
+        turns.setdefault(record.dialogue_id, []).append(record)
+    figures = []
+    for dialogue_id, parts in turns.items():
+        if not all(isinstance(r.outcome, Completed) for r in parts):
+            continue
+        passes = [None if disproved else steps_of(r, engine) for r in parts]
+        decoded = [decode_tokens(r) for r in parts if len(r.chunk_gaps_us) > 1]
+        figures.append(
+            DialogueFigures(
+                dialogue_id=dialogue_id,
+                prompt_id=parts[0].prompt_id,
+                category=parts[0].category,
+                repeat=parts[0].repeat,
+                turns=len(parts),
+                osl_tokens=sum(r.osl_tokens for r in parts),
+                decode_tokens=None if None in decoded else sum(n or 0 for n in decoded),
+                decode_s=sum(decode_s(r) or 0.0 for r in parts),
+                e2el_s=sum(r.end_s - r.sent_s for r in parts),
+                steps=None
+                if any(p is None for p in passes)
+                else sum(max(len(p) - 1, 0) for p in passes if p is not None),
+                output=_digest(parts),
+            )
+        )
+    return tuple(figures)
+
+
+def _digest(parts: Sequence[RequestRecord]) -> str | None:
+    """Of the answers' token ids where the server gave them, else of their text."""
+    digest = hashlib.sha256()
+    for record in parts:
+        if record.output_token_ids is not None:
+            digest.update(record.output_token_ids.tobytes())
+        elif record.text is not None:
+            digest.update(record.text.encode())
+        else:
+            return None
+    return digest.hexdigest()[:16]

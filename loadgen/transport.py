@@ -1,0 +1,294 @@
+"""One streaming POST → one RequestRecord. The timed path: aiohttp, stamped at the socket.
+
+What makes a stamp right, with figures in docs/performance.md: bytes are stamped in `data_received`,
+before the task that reads them wakes; nothing is parsed by the HTTP client but its framing; bodies
+arrive here encoded. A request that a *reused* connection drops before the first response byte is
+sent once more on a fresh one, timed from the new send and counted as `resent`; nothing else is
+retried. Must not: decide what to send or when, compute a figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import ssl
+from contextvars import ContextVar
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from loadgen.protocol import Tally
+from loadgen.types import (
+    Broke,
+    Cancelled,
+    Outcome,
+    Refused,
+    Request,
+    RequestRecord,
+    TimedOut,
+    Wire,
+)
+
+READ_BUFFER_BYTES = 1 << 26
+"""aiohttp pauses a socket whose buffer is fuller than this: never, or the stamps would wait."""
+
+
+class _Sending:
+    """What aiohttp tells us of one attempt, through hooks that run inside its request."""
+
+    __slots__ = ("protocol", "reused", "written")
+
+    def __init__(self) -> None:
+        self.reused = False
+        self.written: float | None = None
+        self.protocol: object = None
+
+    def answered(self) -> bool:
+        """A byte has come since the request was written (True where that cannot be told)."""
+        stamp = getattr(self.protocol, "stamp", None)
+        return self.written is None or stamp is None or stamp > self.written
+
+
+_sending: ContextVar[_Sending | None] = ContextVar("draftload_sending", default=None)
+
+
+class _StampedRequest(aiohttp.ClientRequest):
+    """Stamps the moment just before the request's bytes are written on an open connection."""
+
+    async def write_bytes(self, writer: Any, conn: Any, *args: Any, **kwargs: Any) -> None:
+        sending = _sending.get()
+        if sending is not None:
+            sending.protocol = conn.protocol
+            sending.written = perf_counter()
+        await super().write_bytes(writer, conn, *args, **kwargs)
+
+
+class _StampedHandler(ResponseHandler):
+    """Stamps bytes as the event loop hands them over, before the reading task is woken."""
+
+    stamp = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self.stamp = perf_counter()
+        super().data_received(data)
+
+
+# What ends a stream otherwise than by the API's own end → (reason, what is said). In this order.
+_FAULTS: tuple[tuple[type[BaseException], str], ...] = (
+    (aiohttp.ClientConnectorCertificateError, "tls"),
+    (aiohttp.ClientSSLError, "tls"),
+    (aiohttp.ClientConnectorError, "connect"),
+    (aiohttp.ServerTimeoutError, "stalled"),
+    (aiohttp.ServerDisconnectedError, "disconnected"),
+    (aiohttp.ClientPayloadError, "truncated"),
+    (aiohttp.ClientOSError, "reset"),
+    (aiohttp.ClientResponseError, "protocol"),
+    (aiohttp.ClientError, "client"),
+    (ConnectionError, "reset"),
+    (RuntimeError, "reset"),  # aiohttp: "Connection closed." on a read after the loss
+    (OSError, "connect"),
+    (ValueError, "malformed"),
+)
+
+
+def broke(fault: BaseException) -> Broke:
+    """The one place where a foreign exception becomes an outcome."""
+    for kind, reason in _FAULTS:
+        if isinstance(fault, kind):
+            return Broke(reason=reason, message=f"{type(fault).__name__}: {fault}"[:500])
+    raise fault
+
+
+class Live:
+    """Running totals of a transport, read by the runner's sampler."""
+
+    __slots__ = ("chunks", "in_flight", "sent", "tokens")
+
+    def __init__(self) -> None:
+        self.in_flight = self.sent = self.chunks = self.tokens = 0
+
+
+class Transport:
+    """A session to one server. `zero` is the reading of `perf_counter` at the run's start.
+
+    `fresh_connections`: a new connection for every request, for servers that close after a stream
+    without saying so (llama.cpp). Use as an async context manager.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        wire: Wire,
+        *,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = 600.0,
+        fresh_connections: bool = False,
+        keep_text: bool = True,
+        tls: ssl.SSLContext | bool = True,
+        zero: float | None = None,
+    ) -> None:
+        self.url = base_url.rstrip("/") + wire.path
+        self.wire = wire
+        self.timeout_s = timeout_s
+        self.keep_text = keep_text
+        self.zero = perf_counter() if zero is None else zero
+        self.live = Live()
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+            **(headers or {}),
+        }
+        self._fresh_connections = fresh_connections
+        self._tls = tls
+        self._aborting = False
+        self._scopes: set[asyncio.Timeout] = set()
+
+    async def __aenter__(self) -> Self:
+        fresh = self._session(force_close=True)
+        self._fresh = fresh
+        self._pooled = fresh if self._fresh_connections else self._session(force_close=False)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for session in {self._pooled, self._fresh}:
+            await session.close()
+
+    def _session(self, *, force_close: bool) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, force_close=force_close, ssl=self._tls)
+        stamp_at_socket(connector)
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
+        return aiohttp.ClientSession(
+            connector=connector,
+            request_class=_StampedRequest,
+            trace_configs=[trace],
+            timeout=aiohttp.ClientTimeout(total=None),
+            read_bufsize=READ_BUFFER_BYTES,
+            auto_decompress=True,
+            trust_env=True,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    def abort(self) -> None:
+        """End every request in flight now, as Cancelled."""
+        self._aborting = True
+        now = asyncio.get_running_loop().time()
+        for scope in self._scopes:
+            scope.reschedule(now)
+
+    def resume(self) -> None:
+        """Send again after `abort`."""
+        self._aborting = False
+
+    async def stream(self, request: Request, body: bytes) -> tuple[RequestRecord, str]:
+        """Send `body`, read the stream to its end; the record, and the answer's text.
+
+        Never raises for what the server or the network does: that is the record's outcome.
+        """
+        live = self.live
+        live.sent += 1
+        live.in_flight += 1
+        started = perf_counter()
+        tally, sending, resent = Tally(self.wire.decode), _Sending(), 0
+        outcome: Outcome
+        try:
+            async with asyncio.timeout(self.timeout_s) as scope:
+                self._scopes.add(scope)
+                try:
+                    outcome = await self._attempt(self._pooled, body, tally, sending)
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as fault:
+                    if (
+                        not sending.reused
+                        or sending.answered()
+                        or isinstance(fault, aiohttp.ClientConnectorError)
+                    ):
+                        raise
+                    resent = 1
+                    tally, sending = Tally(self.wire.decode), _Sending()
+                    started = perf_counter()
+                    outcome = await self._attempt(self._fresh, body, tally, sending)
+        except TimeoutError:
+            outcome = Cancelled() if self._aborting else TimedOut(after_s=self.timeout_s)
+        except (aiohttp.ClientError, OSError, RuntimeError, ValueError) as fault:
+            outcome = broke(fault)
+        finally:
+            self._scopes.discard(scope)
+            live.in_flight -= 1
+        sent = sending.written if sending.written is not None else started
+        record = tally.record(
+            request,
+            outcome,
+            zero=self.zero,
+            sent=sent,
+            ended=perf_counter() if tally.finished is None else tally.finished,
+            connect_s=None if sending.reused else max(sent - started, 0.0),
+            resent=resent,
+            keep_text=self.keep_text,
+        )
+        return record, tally.answer()
+
+    async def _attempt(
+        self, session: aiohttp.ClientSession, body: bytes, tally: Tally, sending: _Sending
+    ) -> Outcome:
+        token = _sending.set(sending)
+        live, feed = self.live, tally.feed
+        try:
+            async with session.post(
+                self.url, data=body, headers=self._headers, allow_redirects=False
+            ) as response:
+                if response.status != 200:
+                    text = await response.content.read(2000)
+                    return Refused(status=response.status, message=refusal(text))
+                connection = response.connection
+                protocol = connection.protocol if connection is not None else None
+                content = response.content
+                while data := await content.readany():
+                    before = tally.tokens, tally.chunks
+                    feed(getattr(protocol, "stamp", None) or perf_counter(), data)
+                    live.tokens += tally.tokens - before[0]
+                    live.chunks += tally.chunks - before[1]
+                tally.close(perf_counter())
+                return tally.outcome()
+        finally:
+            _sending.reset(token)
+
+
+def stamp_at_socket(connector: aiohttp.BaseConnector) -> bool:
+    """Make the connector's connections stamp their bytes; False: this aiohttp has no such hook.
+
+    `_factory` is private to aiohttp (3.8 to 3.14). Where it is gone, `stream` stamps on waking,
+    about a millisecond later at 512 streams; tests/test_transport.py says so loudly.
+    """
+    if not isinstance(getattr(connector, "_factory", None), functools.partial):
+        return False
+    stamped: Any = functools.partial(_StampedHandler, loop=asyncio.get_running_loop())
+    connector._factory = stamped
+    return True
+
+
+async def _note_reuse(*_: object) -> None:
+    sending = _sending.get()
+    if sending is not None:
+        sending.reused = True
+
+
+def refusal(body: bytes) -> str:
+    """What an HTTP error says, in one line: the JSON message where there is one."""
+    text = body.decode("utf-8", "replace").strip()
+    with contextlib.suppress(ValueError):
+        error = json.loads(text)
+        while isinstance(error, dict):
+            error = error.get("error") or error.get("message") or error.get("detail") or str(error)
+        text = str(error)
+    return " ".join(text.split())[:500]
