@@ -198,7 +198,7 @@ def _tokens_between(record: RequestRecord, start: float, end: float) -> int:
     if record.sent_s >= start and record.end_s <= end:
         return record.osl_tokens
     stamps = record.sent_s + np.cumsum(record.chunk_gaps_us, dtype=np.float64) / 1e6
-    inside = (stamps >= start) & (stamps < end)
+    inside = (stamps >= start) & (stamps <= end)
     return int(np.asarray(record.chunk_tokens)[inside].sum())
 
 

@@ -1,0 +1,760 @@
+"""The `draftload` command: flags in, exit code out; the one place where the four packages meet.
+
+stdout is the report, stderr progress and caveats. Exit codes: 0 fine, 1 the run failed, 2 the input
+was wrong, 130 interrupted (what was measured is reported). Modules that cost time to import
+(aiohttp, rich tables, numpy) are imported where they are used: `--help` must stay quick. Must not:
+compute a figure, place one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import typer
+
+from loadgen import __version__
+from loadgen.errors import DraftloadError, UserError, nearest
+from loadgen.types import (
+    ClosedLoop,
+    Dataset,
+    Engine,
+    Sampling,
+    Scenario,
+    ServerConfig,
+    SpecConfig,
+    Study,
+    Summary,
+)
+
+T = TypeVar("T")
+Format = Literal["table", "json"]
+
+app = typer.Typer(
+    name="draftload",
+    help="Does speculative decoding pay, on your traffic, at your load, on your servers?",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+FIRST_STEPS = """\
+draftload demo                                   a real engine here, without and with drafts
+draftload run --url http://HOST:8000 -c 1,8,64   measure the server you have
+draftload compare BASE.jsonl SPEC.jsonl          does it pay?      (draftload --help shows all)"""
+
+
+# ── flags that several commands share, spelled once ──────────────────────────────────────────────
+
+Url = Annotated[str | None, typer.Option("--url", help="The server, with or without /v1.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="Its engine, if it should not be asked.")
+]
+Model = Annotated[str | None, typer.Option("--model", help="Model id, where it serves several.")]
+Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", help="Tokenizer folder or id; default: the server's.")
+]
+Api = Annotated[
+    str, typer.Option("--api", help="completions (token ids) or chat (the server templates).")
+]
+MetricsUrl = Annotated[str | None, typer.Option("--metrics-url", help="The metrics page.")]
+Header = Annotated[list[str] | None, typer.Option("--header", help="'Name: value', repeatable.")]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option("--api-key-file", help="File with the API key; default: $OPENAI_API_KEY."),
+]
+Gpus = Annotated[int | None, typer.Option("--gpus", help="GPUs behind the URL.")]
+Concurrency = Annotated[
+    str | None, typer.Option("-c", "--concurrency", help="Closed-loop loads, such as 1,8,64.")
+]
+MaxOutputTokens = Annotated[
+    int | None, typer.Option("--max-output-tokens", help="Output limit a request.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for run files.")]
+FormatName = Annotated[str, typer.Option("--format", help="table or json.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+StartTimeout = Annotated[
+    str, typer.Option("--start-timeout", help="How long a server may take to get ready.")
+]
+
+
+# ── commands ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        print(f"draftload {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(FIRST_STEPS)
+
+
+@app.command()
+def demo(
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="The simulator instead of a real engine.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute, fewer prompts.")] = False,
+    concurrency: Concurrency = None,
+    model_file: Annotated[
+        Path | None, typer.Option("--model-file", help="A GGUF of your own.")
+    ] = None,
+    max_output_tokens: MaxOutputTokens = None,
+    out: Out = Path("runs"),
+    format_name: FormatName = "table",
+    quiet: Quiet = False,
+) -> None:
+    """A real engine on this machine, without and with n-gram speculation, compared.
+
+    The first run fetches a 135M model (93 MB) and says so.
+
+    Examples: draftload demo · draftload demo --quick · draftload demo --simulated -c 1,64,512
+    """
+    from loadgen.measure import measure
+    from scenarios import prompts as sets
+
+    _format(format_name)
+    scenario = sets.scenario("smoke")
+    if quick:
+        scenario = msgspec.structs.replace(
+            scenario,
+            dataset=Dataset(limit=1),
+            loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
+            sampling=Sampling(max_output_tokens=32),
+        )
+    scenario = _changed(scenario, concurrency=concurrency, max_output_tokens=max_output_tokens)
+    slots = max(load.concurrency for load in scenario.loads)
+    configs = _demo_servers(simulated, slots, model_file, _say(quiet))
+
+    async def both() -> list[tuple[Path, str]]:
+        ended: list[tuple[Path, str]] = []
+        for config in configs:
+            job = _job(scenario, out, quiet, _label(config, config.model))
+            async with _launched(config, 120.0, _say(quiet)) as url:
+                ended.append(await measure(url, job, config))
+            if ended[-1][1] != "completed":
+                break
+        return ended
+
+    ended = _run(both())
+    if len(ended) < len(configs):
+        _report([path for path, _ in ended], format_name)
+    else:
+        _compared(ended[0][0], [ended[1][0]], format_name, force=False)
+    _finish(ended)
+
+
+def _demo_servers(
+    simulated: bool, slots: int, model_file: Path | None, say: Callable[[str], None]
+) -> tuple[ServerConfig, ServerConfig]:
+    if simulated:
+        common: dict[str, Any] = {
+            "engine": "simulated",
+            "model": "simulated-8b",
+            "max_running": max(slots, 1),
+        }
+        return ServerConfig(**common), ServerConfig(
+            **common, spec=SpecConfig(method="eagle3", draft_depth=3)
+        )
+    from servers import llamacpp
+
+    model = model_file or llamacpp.demo_model(llamacpp.cache_dir(), say)
+    if not model.is_file():
+        raise UserError(f"no model at {model}. Expected a GGUF file; give another --model-file.")
+    common = {
+        "engine": "llamacpp",
+        "model": str(model),
+        "name": model.stem,
+        "max_running": max(slots, 1),
+        "max_model_len": 2048,
+    }
+    return ServerConfig(**common), ServerConfig(
+        **common, spec=SpecConfig(method="ngram", draft_depth=3, options={"size_n": 3})
+    )
+
+
+@app.command()
+def run(
+    url: Url = None,
+    server: Annotated[
+        Path | None, typer.Option("--server", help="TOML of a server to start and stop.")
+    ] = None,
+    scenario_name: Annotated[
+        str, typer.Option("--scenario", help="Name or TOML file; see `draftload scenarios`.")
+    ] = "qualitative",
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="JSONL of your own prompts; - is stdin.")
+    ] = None,
+    category: Annotated[
+        list[str] | None, typer.Option("--category", help="Only this category, repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Prompts a category.")] = None,
+    concurrency: Concurrency = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            "--requests", help="Dialogues a load; default: all, at least 4 × concurrency."
+        ),
+    ] = None,
+    duration: Annotated[
+        str | None, typer.Option("--duration", help="Send for so long instead, such as 60s.")
+    ] = None,
+    repeat: Annotated[
+        int | None, typer.Option("--repeat", help="Measure every load so often.")
+    ] = None,
+    warmup: Annotated[int | None, typer.Option("--warmup", help="Warm-up requests a load.")] = None,
+    max_output_tokens: MaxOutputTokens = None,
+    temperature: Annotated[float | None, typer.Option("--temperature")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Sampling seed.")] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Fixed output lengths (off-distribution).")
+    ] = False,
+    engine: EngineName = None,
+    model: Model = None,
+    tokenizer: Tokenizer = None,
+    api: Api = "completions",
+    metrics_url: MetricsUrl = None,
+    header: Header = None,
+    api_key_file: ApiKeyFile = None,
+    gpus: Gpus = None,
+    timeout: Annotated[str, typer.Option("--timeout", help="Longest request.")] = "600s",
+    grace: Annotated[
+        str, typer.Option("--grace", help="How long requests in flight may end after a stop.")
+    ] = "30s",
+    start_timeout: StartTimeout = "20m",
+    no_preflight: Annotated[
+        bool, typer.Option("--no-preflight", help="Skip the probe request.")
+    ] = False,
+    save_prompts: Annotated[
+        bool, typer.Option("--save-prompts", help="Whole prompts in the run file.")
+    ] = False,
+    no_text: Annotated[bool, typer.Option("--no-text", help="No texts in the run file.")] = False,
+    out: Out = Path("runs"),
+    format_name: FormatName = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Measure a server: acceptance, speed and latency at every load; a run file and a report.
+
+    Examples:
+      draftload run --url http://127.0.0.1:8000 -c 1,8,64
+      draftload run --server server.toml --scenario smoke
+      draftload run --url http://HOST:8000 --dataset mine.jsonl --duration 60s -c 32
+    """
+    from loadgen.measure import Attach, measure
+    from scenarios import prompts as sets
+
+    if (url is None) == (server is None):
+        raise UserError("give either --url of a running server or --server F.toml to start one.")
+    if save_prompts and no_text:
+        raise UserError("--save-prompts and --no-text contradict each other; give one.")
+    _format(format_name)
+    scenario = _changed(
+        sets.scenario(scenario_name),
+        concurrency=concurrency,
+        requests=requests,
+        duration=duration,
+        repeat=repeat,
+        warmup=warmup,
+        max_output_tokens=max_output_tokens,
+        temperature=temperature,
+        seed=seed,
+        ignore_eos=ignore_eos,
+        dataset=dataset,
+        categories=tuple(category or ()),
+        limit=limit,
+    )
+    attach = Attach(
+        engine=engine,
+        model=model,
+        tokenizer=tokenizer,
+        api=_api(api),
+        metrics_url=metrics_url,
+        headers=_headers(header, api_key_file),
+        gpus=gpus,
+        probe=not no_preflight,
+        timeout_s=_seconds("--timeout", timeout),
+        grace_s=_seconds("--grace", grace),
+    )
+    text: Literal["none", "all", "cut"] = "none" if no_text else "all" if save_prompts else "cut"
+    config = _server_config(server) if server is not None else None
+    job = _job(scenario, out, quiet, _label(config, url or ""), attach=attach, text=text)
+    wait_s = _seconds("--start-timeout", start_timeout)
+
+    async def one() -> tuple[Path, str]:
+        if config is None:
+            return await measure(str(url), job)
+        async with _launched(config, wait_s, job.say) as started:
+            return await measure(started, job, config)
+
+    ended = _run(one())
+    _finish([ended], _report([ended[0]], format_name))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run files.")],
+    format_name: FormatName = "table",
+) -> None:
+    """Any report from run files; never talks to a server.
+
+    Example: draftload report runs/*.jsonl --format json
+    """
+    _format(format_name)
+    _report(runs, format_name)
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(help="Run file without speculation.")],
+    spec: Annotated[list[Path], typer.Argument(help="Run files with it.")],
+    force: Annotated[bool, typer.Option("--force", help="Compare unlike runs too.")] = False,
+    format_name: FormatName = "table",
+) -> None:
+    """Speedup, acceptance and output differences of runs against their baseline.
+
+    Example: draftload compare runs/base.jsonl runs/eagle3.jsonl
+    """
+    _format(format_name)
+    _compared(base, spec, format_name, force=force)
+
+
+@app.command()
+def serve(
+    server: Annotated[Path, typer.Argument(help="TOML of a server; see servers/configs.")],
+    show: Annotated[bool, typer.Option("--print", help="Print the shell command instead.")] = False,
+    start_timeout: StartTimeout = "20m",
+) -> None:
+    """Start a server with its speculative config and wait; Ctrl-C stops it.
+
+    Example: draftload serve server.toml --print
+    """
+    import shlex
+
+    config = _server_config(server)
+    engine = _engine_of(config)
+    if engine.command is None:
+        raise UserError(
+            f"engine '{engine.name}' cannot be started by draftload; attach with --url."
+        )
+    if show:
+        env = [f"{key}={shlex.quote(value)}" for key, value in config.env.items()]
+        print(" ".join([*env, shlex.join(engine.command(config, config.port or 8000))]))
+        return
+
+    async def wait() -> None:
+        wait_s = _seconds("--start-timeout", start_timeout)
+        async with _launched(config, wait_s, _say(False), log=True) as url:
+            print(url, flush=True)
+            await _until_interrupted()
+
+    _run(wait())
+
+
+@app.command()
+def check(
+    url: Annotated[str, typer.Option("--url", help="The server, with or without /v1.")],
+    engine: EngineName = None,
+    model: Model = None,
+    tokenizer: Tokenizer = None,
+    api: Api = "completions",
+    metrics_url: MetricsUrl = None,
+    header: Header = None,
+    api_key_file: ApiKeyFile = None,
+) -> None:
+    """What is at a URL and what it honours, explained; measures nothing.
+
+    Example: draftload check --url http://127.0.0.1:8000
+    """
+    from loadgen import preflight
+    from loadgen.measure import Attach, identified
+
+    attach = Attach(
+        engine=engine,
+        model=model,
+        api=_api(api),
+        metrics_url=metrics_url,
+        headers=_headers(header, api_key_file),
+    )
+
+    async def ask() -> preflight.Target:
+        target = await identified(url, attach, _engines())
+        if attach.api == "chat":
+            return await preflight.probe(target, None)
+        tokenize = await preflight.tokenizer(target, tokenizer)
+        return await preflight.probe(target, await tokenize(preflight.PROBE))
+
+    target = _run(ask())
+    info, honours = target.info, target.info.honours
+    verified = target.engine.verified
+    rows = [
+        ("server", f"{info.url}, {info.engine} {info.version or '(version not told)'}"),
+        ("model", f"{info.model}, context {info.max_model_len or '–'} tokens"),
+        ("running limit", str(info.max_running or "– (not told)")),
+        ("speculation", f"{info.state}{f', {info.spec_reported}' if info.spec_reported else ''}"
+         f"{f', k = {info.draft_depth}' if info.draft_depth else ''}"),
+        ("token-id prompts", _yes(honours.token_id_prompts)),
+        ("ids in chunks", _yes(honours.ids_in_chunks)),
+        ("usage in chunks", _yes(honours.continuous_usage)),
+        ("timings in chunks", _yes(honours.chunk_timings)),
+        ("per-request acceptance", _yes(honours.per_request_acceptance)),
+        ("metrics page", _yes(honours.metrics_page)),
+        ("engine support", verified),
+    ]  # fmt: skip
+    for name, value in rows:
+        print(f"{name:<24}{_clean(value)}")
+    for caveat in target.caveats:
+        print(f"\n{caveat.code}: {_clean(caveat.message)}\n  {caveat.advice}")
+
+
+@app.command()
+def engines() -> None:
+    """The engines that draftload knows, and what of each was seen on a live server."""
+    for engine in _engines().values():
+        how = "starts and attaches" if engine.command is not None else "attaches"
+        print(f"{engine.name:<12}{how:<22}{engine.verified}")
+        if engine.methods:
+            print(f"{'':<12}methods: {', '.join(engine.methods)}")
+
+
+@app.command()
+def scenarios() -> None:
+    """The scenarios that come with draftload."""
+    from scenarios import prompts as sets
+
+    for name in sets.names():
+        scenario = sets.scenario(name)
+        count = len(sets.read(scenario.dataset))
+        loads = ",".join(str(load.concurrency) for load in scenario.loads)
+        print(f"{name:<14}{scenario.description}")
+        print(
+            f"{'':<14}{count} prompts, -c {loads}, "
+            f"≤ {scenario.sampling.max_output_tokens} tokens, T {scenario.sampling.temperature:g}"
+        )
+
+
+def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any) -> Any:
+    """A measure.Job over the scenario's prompts, shown live."""
+    from loadgen.measure import Job
+    from reports.live import Live
+    from scenarios import prompts as sets
+
+    return Job(
+        scenario=scenario,
+        prompts=sets.read(scenario.dataset),
+        warmup=sets.warmup(),
+        engines=_engines(),
+        out=out,
+        say=_say(quiet),
+        watch=lambda plan: Live(plan, label, quiet=quiet),
+        **options,
+    )
+
+
+# ── servers and the loop ─────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def _launched(
+    config: ServerConfig, wait_s: float, say: Callable[[str], None], *, log: bool = False
+) -> AsyncIterator[str]:
+    """The config's server, started and stopped; its URL."""
+    from servers import launch
+
+    engine = _engine_of(config)
+    say(f"starting {_label(config, config.name or Path(config.model).name)}")
+
+    def show(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    async with launch.launched(
+        engine, config, start_timeout_s=wait_s, on_log=show if log else None
+    ) as server:
+        yield server.url
+
+
+def _label(config: ServerConfig | None, model: str) -> str:
+    """What is measured, in few words: for progress lines."""
+    if config is None:
+        return model
+    if config.spec is None:
+        return f"{config.engine}, no speculation"
+    depth = config.spec.draft_depth or config.spec.draft_tokens
+    return f"{config.engine}, {config.spec.method}" + (f" k = {depth}" if depth else "")
+
+
+async def _until_interrupted() -> None:
+    from loadgen.measure import interrupts
+
+    stop = asyncio.Event()
+    with interrupts(stop.set):
+        await stop.wait()
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """cli's one entry to the loop: uvloop where it is installed."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+# ── reporting ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _summary(path: Path) -> Summary:
+    from loadgen.store import read
+    from loadgen.summarize import summarize
+
+    found = read(path)
+    known = _engines()
+    return summarize(found, known.get(found.info.server.engine, known["openai"]))
+
+
+def _report(paths: Sequence[Path], format_name: str) -> list[Summary]:
+    from reports import as_json, table
+
+    summaries = [_summary(path) for path in paths]
+    render = {"table": table.render, "json": as_json.render}[format_name]
+    _print(render(_study(summaries, paths)))
+    return summaries
+
+
+def _compared(base: Path, spec: Sequence[Path], format_name: str, *, force: bool) -> None:
+    from loadgen.compare import compare as paired
+    from reports import as_json
+    from reports import compare as as_compare
+
+    render = {"table": as_compare.render, "json": as_json.render}[format_name]
+    first = _summary(base)
+    for path in spec:
+        second = _summary(path)
+        study = _study([first, second], [base, path])
+        _print(render(replace(study, comparison=paired(first, second, force=force))))
+
+
+def msgspec_replace(study: Study, **changes: Any) -> Study:
+    from dataclasses import replace
+
+    return replace(study, **changes)
+
+
+def _study(summaries: Sequence[Summary], paths: Sequence[Path]) -> Study:
+    width = shutil.get_terminal_size((100, 24)).columns
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return Study(
+        summaries=tuple(summaries),
+        paths=tuple(str(path) for path in paths),
+        width=max(width, 60),
+        color=color,
+    )
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def _finish(ended: Sequence[tuple[Path, str]], summaries: Sequence[Summary] = ()) -> None:
+    """The exit code of what was measured."""
+    if any(reason != "completed" for _, reason in ended):
+        raise typer.Exit(130)
+    if any(p.requests.completed == 0 for s in summaries for p in s.phases):
+        raise typer.Exit(1)
+
+
+# ── flags → values ───────────────────────────────────────────────────────────────────────────────
+
+
+def _engines() -> dict[str, Engine]:
+    """ENGINE of every file under servers/, by name."""
+    import importlib
+    import pkgutil
+
+    import servers
+
+    found = {}
+    for module in pkgutil.iter_modules(servers.__path__):
+        if module.name != "launch":
+            engine: Engine = importlib.import_module(f"servers.{module.name}").ENGINE
+            found[engine.name] = engine
+    return found
+
+
+def _engine_of(config: ServerConfig) -> Engine:
+    known = _engines()
+    if config.engine not in known:
+        hint = nearest(config.engine, known) or "."
+        raise UserError(f"unknown engine '{config.engine}'{hint} Known: {', '.join(known)}.")
+    return known[config.engine]
+
+
+def _server_config(path: Path | None) -> ServerConfig:
+    from loadgen.written import read_toml
+
+    if path is None:
+        raise UserError("give --server F.toml.")
+    return read_toml(path, ServerConfig)
+
+
+def _changed(
+    scenario: Scenario,
+    *,
+    concurrency: str | None = None,
+    requests: int | None = None,
+    duration: str | None = None,
+    repeat: int | None = None,
+    warmup: int | None = None,
+    max_output_tokens: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    ignore_eos: bool = False,
+    dataset: Path | None = None,
+    categories: tuple[str, ...] = (),
+    limit: int | None = None,
+) -> Scenario:
+    """The scenario with what the flags say. UserError: a value that makes no sense."""
+    for flag, number in (
+        ("--requests", requests),
+        ("--repeat", repeat),
+        ("--max-output-tokens", max_output_tokens),
+        ("--limit", limit),
+    ):
+        if number is not None and number < 1:
+            raise UserError(f"{flag} {number} makes no sense. Expected 1 or more.")
+    if warmup is not None and warmup < 0:
+        raise UserError(f"--warmup {warmup} makes no sense. Expected 0 or more.")
+    if temperature is not None and not 0 <= temperature <= 10:
+        raise UserError(f"--temperature {temperature:g} makes no sense. Expected 0 to 10.")
+    put = msgspec.structs.replace
+
+    def kept(**flags: Any) -> dict[str, Any]:
+        return {name: value for name, value in flags.items() if value is not None}
+
+    data = scenario.dataset
+    if dataset is not None:
+        data = Dataset(kind="jsonl", path=str(dataset), seed=data.seed)
+    return put(
+        scenario,
+        **kept(
+            dataset=put(data, **kept(categories=categories or None, limit=limit)),
+            loads=_loads(concurrency),
+            stop=put(
+                scenario.stop,
+                **kept(
+                    requests=requests,
+                    duration_s=None if duration is None else _seconds("--duration", duration),
+                ),
+            ),
+            sampling=put(
+                scenario.sampling,
+                **kept(
+                    temperature=temperature,
+                    seed=seed,
+                    max_output_tokens=max_output_tokens,
+                    ignore_eos=ignore_eos or None,
+                ),
+            ),
+            warmup_requests=warmup,
+            repeats=repeat,
+        ),
+    )
+
+
+def _loads(text: str | None) -> tuple[ClosedLoop, ...] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UserError(f"-c {text} is no load. Expected whole numbers from 1, such as -c 1,8,64.")
+    return tuple(ClosedLoop(concurrency=number) for number in dict.fromkeys(map(int, words)))
+
+
+def _seconds(flag: str, text: str) -> float:
+    """`90`, `90s`, `2m`, `1h`, `500ms` → seconds."""
+    for unit, factor in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)):
+        number = text.strip().removesuffix(unit) if unit else text.strip()
+        if text.strip().endswith(unit):
+            with contextlib.suppress(ValueError):
+                if 0 < (value := float(number) * factor) < float("inf"):
+                    return value
+    raise UserError(f"{flag} {text} is no duration. Expected such as 500ms, 60s, 2m or 1h.")
+
+
+def _api(name: str) -> Literal["completions", "chat"]:
+    if name == "completions":
+        return "completions"
+    if name == "chat":
+        return "chat"
+    raise UserError(f"unknown API '{name}'{nearest(name, ('completions', 'chat')) or '.'}")
+
+
+def _format(name: str) -> None:
+    if name not in ("table", "json"):
+        raise UserError(f"unknown format '{name}'. Expected table or json.")
+
+
+def _headers(lines: Sequence[str] | None, key_file: Path | None) -> dict[str, str]:
+    headers = {}
+    for line in lines or ():
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise UserError("a --header is not of the form 'Name: value'.")
+        headers[name.strip()] = value.strip()
+    key = os.environ.get("OPENAI_API_KEY")
+    if key_file is not None:
+        try:
+            key = key_file.read_text(encoding="utf-8").strip()
+        except OSError as fault:
+            raise UserError(f"cannot read the API key file {key_file}: {fault.strerror}.") from None
+    if key and "authorization" not in {name.lower() for name in headers}:
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr)
+
+    return say
+
+
+def _clean(text: str) -> str:
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _yes(value: bool | None) -> str:
+    return "–" if value is None else "yes" if value else "no"
+
+
+def main() -> None:
+    """The console script: errors become one paragraph on stderr and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except DraftloadError as fault:
+        print(f"draftload: {_clean(str(fault))}", file=sys.stderr)
+        sys.exit(fault.exit_code)
+    except KeyboardInterrupt:
+        print("draftload: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

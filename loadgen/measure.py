@@ -1,0 +1,272 @@
+"""One run, from a URL to a closed run file: preflight, plan, phases, RunEnd.
+
+What `run`, `demo` and a sweep's cell share. The engines, the prompts and what shows progress are
+passed in. Whatever happens in between, the run file is closed with the reason for its end. Must
+not: import servers, scenarios or reports, print a report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import platform
+import signal
+import uuid
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import aiohttp
+import msgspec
+
+from loadgen import __version__, preflight
+from loadgen.errors import DraftloadError, UserError
+from loadgen.plan import make_plan
+from loadgen.runner import Runner, Tokenize, fan_out
+from loadgen.scrape import Scraper
+from loadgen.store import Store, run_path
+from loadgen.tokens import prompts_digest
+from loadgen.types import (
+    U32,
+    Caveat,
+    ClientInfo,
+    Engine,
+    Observer,
+    Plan,
+    Prompt,
+    PromptRecord,
+    RunEnd,
+    RunInfo,
+    Scenario,
+    ServerConfig,
+)
+
+TEXT_CUT = 2000
+"""Characters of a prompt's text in a run file, unless all or none are asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attach:
+    """How to reach a server. `headers` are secret: they never enter a record."""
+
+    engine: str | None = None
+    model: str | None = None
+    tokenizer: str | None = None
+    api: Literal["completions", "chat"] = "completions"
+    metrics_url: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    gpus: int | None = None
+    probe: bool = True
+    timeout_s: float = 600.0
+    grace_s: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to measure, and where to write it. `watch` makes an observer that shows progress."""
+
+    scenario: Scenario
+    prompts: tuple[Prompt, ...]
+    warmup: tuple[Prompt, ...]
+    engines: Mapping[str, Engine]
+    out: Path
+    say: Callable[[str], None]
+    watch: Callable[[Plan], AbstractContextManager[Observer]]
+    attach: Attach = Attach()
+    text: Literal["cut", "all", "none"] = "cut"
+
+
+async def measure(url: str, job: Job, config: ServerConfig | None = None) -> tuple[Path, str]:
+    """The run file and RunEnd's reason. `config` is what was launched at `url`, if we did that.
+
+    UserError before any measured request; a failed request is only a record.
+    """
+    scenario = job.scenario
+    preflight.check_descriptors(max(load.concurrency for load in scenario.loads))
+    target = await identified(url, job.attach, job.engines, config)
+    prompts, warmup, tokenize, probe_ids = await _pretokenized(target, job)
+    preflight.check_fit(prompts, target.info, scenario.sampling.max_output_tokens)
+    if job.attach.probe:
+        target = await preflight.probe(target, probe_ids)
+    spec = config.spec if config is not None else None
+    remembers = spec is not None and target.engine.remembers(spec.method)
+    plan = make_plan(scenario, prompts, warmup, remembers=remembers)
+    info = run_info(scenario, target, plan, _reminder(remembers, plan))
+    store = Store(run_path(job.out, info.started_at, scenario.name, info.cell))
+    with job.watch(plan) as view:
+        observe = fan_out(store.append, (view,))
+        observe(info)
+        for record in prompt_records(prompts, job.text):
+            observe(record)
+        reason = await _run_phases(target, job, plan, tokenize, observe, store)
+    return store.path, reason
+
+
+async def identified(
+    url: str, attach: Attach, engines: Mapping[str, Engine], config: ServerConfig | None = None
+) -> preflight.Target:
+    """preflight.identify with the flags of `attach`."""
+    return await preflight.identify(
+        url,
+        engines,
+        engine=config.engine if config is not None else attach.engine,
+        model=attach.model,
+        api=attach.api,
+        metrics_url=attach.metrics_url,
+        headers=attach.headers,
+        config=config,
+        gpus=attach.gpus,
+    )
+
+
+async def _pretokenized(
+    target: preflight.Target, job: Job
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...], Tokenize | None, U32 | None]:
+    """Prompts and warm-up with ids, what makes later turns' ids, and ids for the probe."""
+    if target.info.api == "chat":
+        if not all(p.messages for p in job.prompts):
+            raise UserError("--api chat needs texts, and some prompts are token ids only.")
+        return job.prompts, job.warmup, None, None
+    if all(p.prompt_token_ids is not None for p in job.prompts):
+        ids = job.prompts[0].prompt_token_ids or array("I")
+        return job.prompts, (), None, array("I", ids[::-1])
+    tokenize = await preflight.tokenizer(target, job.attach.tokenizer)
+    job.say(f"tokenizing {len(job.prompts)} prompts")
+    prompts = await preflight.tokenized(job.prompts, tokenize)
+    warmup = await preflight.tokenized(job.warmup, tokenize)
+    return prompts, warmup, tokenize, await tokenize(preflight.PROBE)
+
+
+async def _run_phases(
+    target: preflight.Target,
+    job: Job,
+    plan: Plan,
+    tokenize: Tokenize | None,
+    observe: Observer,
+    store: Store,
+) -> str:
+    """All phases; RunEnd is written and the file closed whatever happens."""
+    zero = perf_counter()
+    scraper = Scraper(
+        target.metrics_url, target.engine, observe, zero=zero, headers=dict(target.headers)
+    )
+    reason = "failed"
+    try:
+        async with target.transport(
+            timeout_s=job.attach.timeout_s, keep_text=job.text != "none", zero=zero
+        ) as transport:
+            runner = Runner(
+                transport,
+                scraper,
+                observe,
+                model=target.info.model,
+                sampling=plan.scenario.sampling,
+                tokenize=tokenize,
+                grace_s=job.attach.grace_s,
+            )
+            with interrupts(runner.interrupt):
+                reason = await runner.run(plan)
+    except BaseException as fault:
+        reason = f"failed: {type(fault).__name__}: {fault}"[:300]
+        raise
+    finally:
+        with contextlib.suppress(DraftloadError):
+            store.append(RunEnd(at_s=perf_counter() - zero, reason=reason))
+        store.close()
+    return reason
+
+
+@contextlib.contextmanager
+def interrupts(handler: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `handler` instead of ending the process."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _reminder(remembers: bool, plan: Plan) -> tuple[Caveat, ...]:
+    measured = sum(phase.measured for phase in plan.phases)
+    if not remembers or measured < 2:
+        return ()
+    return (
+        Caveat(
+            code="drafter-remembers",
+            message=f"This drafter learns from earlier requests, and {measured} phases sent the "
+            "same prompts to one server: later phases are flattered.",
+            advice="Measure each load on a fresh server, or with prompts not sent before.",
+        ),
+    )
+
+
+def run_info(
+    scenario: Scenario, target: preflight.Target, plan: Plan, caveats: tuple[Caveat, ...] = ()
+) -> RunInfo:
+    """The first line of the run file: no path, no header, no address but the server's."""
+    server = target.info
+    if server.config is not None:
+        server = msgspec.structs.replace(server, config=_without_paths(server.config))
+    spec = server.config.spec if server.config is not None else None
+    return RunInfo(
+        run_id=uuid.uuid4().hex[:12],
+        cell=spec.method if spec is not None else None if server.config is None else "none",
+        started_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        scenario=scenario,
+        server=server,
+        client=ClientInfo(
+            draftload=__version__,
+            python=platform.python_version(),
+            aiohttp=aiohttp.__version__,
+            loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            cores=os.cpu_count() or 1,
+            machine=f"{platform.system()} {platform.machine()}",
+        ),
+        prompts_sha256=prompts_digest(plan.prompts, server.api),
+        caveats=(*target.caveats, *caveats),
+    )
+
+
+def _without_paths(config: ServerConfig) -> ServerConfig:
+    """What was launched is a fact of the run; where its files lie, and its environment, are not."""
+    spec = config.spec
+    if spec is not None and spec.draft_model is not None:
+        spec = msgspec.structs.replace(spec, draft_model=Path(spec.draft_model).name)
+    return msgspec.structs.replace(
+        config,
+        model=Path(config.model).name,
+        spec=spec,
+        executable=tuple(Path(word).name for word in config.executable),
+        env={},
+    )
+
+
+def prompt_records(
+    prompts: Sequence[Prompt], text: Literal["cut", "all", "none"]
+) -> Iterator[PromptRecord]:
+    """Each prompt once; its text cut, whole or left out."""
+    for prompt in prompts:
+        said = "\n\n".join([m.content for m in prompt.messages] + list(prompt.later_turns))
+        ids = prompt.prompt_token_ids
+        kept = {"cut": said[:TEXT_CUT], "all": said, "none": ""}[text]
+        yield PromptRecord(
+            prompt_id=prompt.prompt_id,
+            category=prompt.category,
+            subcategory=prompt.subcategory,
+            tier=prompt.tier,
+            isl_bucket=prompt.isl_bucket,
+            isl_tokens=None if ids is None else len(ids),
+            turns=1 + len(prompt.later_turns),
+            sha256=hashlib.sha256(said.encode() if ids is None else ids.tobytes()).hexdigest(),
+            text=kept or None,
+        )

@@ -1,0 +1,477 @@
+"""What is at the URL, and what it honours: found by asking, never by version string.
+
+Three steps: `identify` (models, version, engine's own pages, metrics), `tokenizer` (a local one, or
+the server's own /tokenize), `probe` (one short request: are token ids honoured, does a chunk tell
+its tokens, are there per-request figures). Everything that would ruin a run is a UserError here,
+before any measured request. Must not: measure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import resource
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import aiohttp
+import msgspec
+
+from loadgen.errors import ServerError, UserError, nearest
+from loadgen.runner import Tokenize
+from loadgen.scrape import Scraper, parse_page
+from loadgen.tokens import local_tokenizer
+from loadgen.transport import Transport, refusal
+from loadgen.types import (
+    U32,
+    Caveat,
+    Completed,
+    Dialogue,
+    Engine,
+    Honours,
+    Message,
+    Prompt,
+    Refused,
+    Request,
+    Sampling,
+    ServerConfig,
+    ServerInfo,
+    Wire,
+)
+
+ASK_TIMEOUT_S = 20.0
+PROBE_OUTPUT_TOKENS = 12
+PROBE = (Message(role="user", content="Count from one to ten, in words."),)
+"""What preflight asks; never a measured prompt."""
+TOKENIZE_AT_ONCE = 8
+SPARE_DESCRIPTORS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A server ready to be measured. `headers` are secret: they never enter a record."""
+
+    base_url: str
+    engine: Engine
+    wire: Wire
+    info: ServerInfo
+    metrics_url: str | None
+    headers: Mapping[str, str]
+    caveats: tuple[Caveat, ...] = ()
+
+    def transport(self, **options: Any) -> Transport:
+        """A Transport to this server."""
+        return Transport(
+            self.base_url,
+            self.wire,
+            headers=dict(self.headers),
+            fresh_connections=not self.engine.keeps_alive,
+            **options,
+        )
+
+
+def base_url(url: str) -> str:
+    """The server's root: with a scheme, without `/v1` or an API path. UserError: no host."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"'{url}' is no server's URL. Expected http://HOST:PORT or https://HOST.")
+    path = re.sub(r"/+(v1(/(chat/)?completions|/models)?/*)?$", "", parts.path)
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user and password, as it may be written down."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+async def identify(
+    url: str,
+    engines: Mapping[str, Engine],
+    *,
+    engine: str | None = None,
+    model: str | None = None,
+    api: Literal["completions", "chat"] = "completions",
+    metrics_url: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    config: ServerConfig | None = None,
+    gpus: int | None = None,
+) -> Target:
+    """Which engine, model and settings answer at `url`. UserError: what is wrong, what to do.
+
+    `config` is what we launched, if we did: then its speculation is known to be on or off.
+    """
+    root = base_url(url)
+    async with _session(headers) as session:
+        models = await _models(session, root)
+        found = _engine(engines, engine, models)
+        card = _model(models, model)
+        metrics = metrics_url or (root + found.metrics_path if found.metrics_path else None)
+        page = await Scraper(
+            metrics, found, lambda _: None, zero=0.0, headers=dict(headers or {})
+        ).page()
+        pages = {path: await _page(session, root + path) for path in found.describe_paths}
+    samples = parse_page(page) if page is not None else {}
+    facts = found.describe(pages, samples)
+    spec = config.spec if config is not None else None
+    state = facts.state if config is None else ("on" if spec is not None else "off")
+    depth = (spec.draft_depth or spec.draft_tokens) if spec is not None else None
+    context = card.max_model_len or (card.meta.n_ctx if card.meta is not None else None)
+    info = ServerInfo(
+        engine=found.name,
+        model=card.id,
+        url=without_secrets(root),
+        api=api,
+        version=facts.version,
+        max_model_len=facts.max_model_len or context,
+        max_running=facts.max_running or (config.max_running if config else None),
+        state=state,
+        draft_depth=depth or (facts.draft_depth if state != "off" else None),
+        spec_reported=facts.spec_reported,
+        honours=Honours(metrics_page=page is not None),
+        simulated=facts.simulated,
+        gpus=gpus or (config.gpus if config else None),
+        config=config,
+    )
+    return Target(
+        base_url=root,
+        engine=found,
+        wire=found.wires[api],
+        info=info,
+        metrics_url=metrics if page is not None else None,
+        headers=headers or {},
+        caveats=_page_caveat(metrics, page),
+    )
+
+
+def _page_caveat(metrics: str | None, page: str | None) -> tuple[Caveat, ...]:
+    if metrics is None or page is not None:
+        return ()
+    return (
+        Caveat(
+            code="no-metrics-page",
+            message=f"No metrics page at {without_secrets(metrics)}: acceptance cannot be checked "
+            "against the server's counters.",
+            advice="Start the server with its metrics on, or give --metrics-url.",
+        ),
+    )
+
+
+def _session(headers: Mapping[str, str] | None) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        headers=dict(headers or {}),
+        timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S),
+        connector=aiohttp.TCPConnector(force_close=True),
+        trust_env=True,
+    )
+
+
+class _Meta(msgspec.Struct):
+    n_ctx: int | None = None
+
+
+class _Card(msgspec.Struct):
+    """One model of /v1/models; `meta` is llama.cpp's, `max_model_len` vLLM's and SGLang's."""
+
+    id: str
+    owned_by: str | None = None
+    max_model_len: int | None = None
+    meta: _Meta | None = None
+
+
+class _Models(msgspec.Struct):
+    data: tuple[_Card, ...]
+
+
+async def _models(session: aiohttp.ClientSession, root: str) -> tuple[_Card, ...]:
+    where = without_secrets(root)
+    try:
+        async with session.get(root + "/v1/models") as response:
+            status, body = response.status, await response.content.read(4 << 20)
+    except (aiohttp.ClientError, OSError, TimeoutError) as fault:
+        said = str(fault) or type(fault).__name__
+        raise UserError(
+            f"no server answers at {where}: {said[:200]}. Expected an OpenAI-compatible server; "
+            "check host and port, and that the server has finished starting."
+        ) from None
+    if status == 503:
+        raise UserError(
+            f"the server at {where} is still loading (HTTP 503: {refusal(body)[:120]}). "
+            "Wait until it is ready and try again."
+        )
+    if status in (401, 403):
+        raise UserError(
+            f"the server at {where} refuses us (HTTP {status}). Give its key in the environment "
+            "variable OPENAI_API_KEY or with --api-key-file."
+        )
+    cards: tuple[_Card, ...] = ()
+    if status == 200:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            cards = msgspec.json.decode(body, type=_Models).data
+    if not cards:
+        raise UserError(
+            f"{where}/v1/models answered HTTP {status} and no list of models. Expected an "
+            "OpenAI-compatible server's root URL, with or without /v1."
+        )
+    return cards
+
+
+def _engine(engines: Mapping[str, Engine], name: str | None, models: Sequence[_Card]) -> Engine:
+    if name is not None:
+        if name not in engines:
+            known = ", ".join(sorted(engines))
+            raise UserError(
+                f"unknown engine '{name}'{nearest(name, engines) or '.'} Known: {known}."
+            )
+        return engines[name]
+    owner = models[0].owned_by
+    return next((e for e in engines.values() if owner in e.owned_by), engines["openai"])
+
+
+def _model(models: Sequence[_Card], name: str | None) -> _Card:
+    ids = [m.id for m in models]
+    if name is None:
+        if len(ids) > 1:
+            raise UserError(
+                f"the server has {len(ids)} models: {', '.join(ids[:8])}. Say which with --model."
+            )
+        return models[0]
+    if name not in ids:
+        raise UserError(
+            f"the server has no model '{name}'{nearest(name, ids) or '.'} "
+            f"It has: {', '.join(ids[:8])}."
+        )
+    return models[ids.index(name)]
+
+
+async def _page(session: aiohttp.ClientSession, url: str) -> Any:
+    """A JSON page of the engine, or None: not every version has every page."""
+    try:
+        async with session.get(url) as response:
+            if response.status != 200:
+                return None
+            return json.loads(await response.content.read(4 << 20))
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        return None
+
+
+# ── tokenizer ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def tokenizer(target: Target, name: str | None) -> Tokenize:
+    """`--tokenizer`, else the server's own, else the served model's id as a local tokenizer.
+
+    UserError: none of them works.
+    """
+    if name is not None:
+        return in_thread(local_tokenizer(name))
+    asked = await _server_tokenizer(target)
+    if asked is not None:
+        return asked
+    try:
+        return in_thread(local_tokenizer(target.info.model))
+    except UserError as fault:
+        raise UserError(
+            f"no tokenizer for '{target.info.model}': the server has no /tokenize of a known kind, "
+            f"and {fault} "
+        ) from None
+
+
+def in_thread(render: Callable[[tuple[Message, ...]], U32]) -> Tokenize:
+    """A local tokenizer off the event loop (fast tokenizers let go of the GIL)."""
+
+    async def tokenize(messages: tuple[Message, ...]) -> U32:
+        return await asyncio.to_thread(render, messages)
+
+    return tokenize
+
+
+async def _server_tokenizer(target: Target) -> Tokenize | None:
+    """The first dialect that turns a conversation into ids."""
+    hello = (Message(role="user", content="hello"),)
+    for dialect in (_vllm_tokenize, _llamacpp_tokenize):
+        ask = _asker(target, dialect)
+        try:
+            if len(await ask(hello)) > 1:
+                return ask
+        except ServerError:
+            continue
+    return None
+
+
+_Post = Callable[[str, dict[str, Any]], Any]
+
+
+def _asker(target: Target, dialect: Callable[..., Any]) -> Tokenize:
+    async def tokenize(messages: tuple[Message, ...]) -> U32:
+        async with _session(target.headers) as session:
+
+            async def post(path: str, body: dict[str, Any]) -> Any:
+                async with session.post(target.base_url + path, json=body) as response:
+                    data = await response.content.read()
+                    while more := await response.content.read():
+                        data += more
+                    if response.status != 200:
+                        raise ServerError(
+                            f"{path} answered HTTP {response.status}: {refusal(data)}"
+                        )
+                    return json.loads(data)
+
+            try:
+                ids = await dialect(post, target.info.model, messages)
+                return array("I", ids)
+            except (aiohttp.ClientError, OSError, TimeoutError) as fault:
+                raise ServerError(f"the server's tokenizer failed: {fault!r}.") from None
+            except (ValueError, TypeError, KeyError, OverflowError) as fault:
+                raise ServerError(
+                    f"the server's tokenizer said something else: {fault!r}."
+                ) from None
+
+    return tokenize
+
+
+def _wire_messages(messages: tuple[Message, ...]) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+async def _vllm_tokenize(post: _Post, model: str, messages: tuple[Message, ...]) -> Any:
+    """vLLM 0.32: /tokenize applies the template itself."""
+    body = {"model": model, "messages": _wire_messages(messages), "add_generation_prompt": True}
+    return (await post("/tokenize", body))["tokens"]
+
+
+async def _llamacpp_tokenize(post: _Post, model: str, messages: tuple[Message, ...]) -> Any:
+    """llama.cpp b11434: /apply-template renders, /tokenize reads the special tokens in it.
+
+    The template writes its own BOS, so none is added.
+    """
+    del model
+    text = (await post("/apply-template", {"messages": _wire_messages(messages)}))["prompt"]
+    body = {"content": text, "add_special": False, "parse_special": True}
+    return (await post("/tokenize", body))["tokens"]
+
+
+async def tokenized(
+    prompts: Sequence[Prompt],
+    tokenize: Tokenize,
+    done: Callable[[int], None] = lambda count: None,
+) -> tuple[Prompt, ...]:
+    """The prompts with the ids of their first turn; those that brought ids are left alone."""
+    gate = asyncio.Semaphore(TOKENIZE_AT_ONCE)
+    count = 0
+
+    async def one(prompt: Prompt) -> Prompt:
+        nonlocal count
+        if prompt.prompt_token_ids is not None:
+            return prompt
+        async with gate:
+            ids = await tokenize(prompt.messages)
+        count += 1
+        done(count)
+        if not ids:
+            raise UserError(f"prompt {prompt.prompt_id} has no tokens. Give it a text.")
+        return msgspec.structs.replace(prompt, prompt_token_ids=ids)
+
+    return tuple(await asyncio.gather(*(one(p) for p in prompts)))
+
+
+# ── probe ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def probe(target: Target, ids: U32 | None) -> Target:
+    """One short request; the target with what it honoured. UserError: it would ruin the run.
+
+    `ids`: a prompt that is not measured (completions API); None sends messages (chat API).
+    """
+    prompt = Prompt(prompt_id="preflight", category="preflight", messages=PROBE)
+    request = Request(
+        request_id="preflight",
+        phase="preflight",
+        dialogue=Dialogue(dialogue_id="preflight", prompt=prompt),
+        turn=0,
+        max_output_tokens=PROBE_OUTPUT_TOKENS,
+        prompt_token_ids=ids,
+        messages=PROBE,
+    )
+    body = target.wire.encode(request, target.info.model, Sampling(max_output_tokens=1))
+    async with target.transport(timeout_s=120.0) as transport:
+        record, _ = await transport.stream(request, body)
+    outcome = record.outcome
+    if isinstance(outcome, Refused):
+        raise UserError(
+            f"the server refuses a short request at {target.wire.path} with HTTP {outcome.status}: "
+            f"{outcome.message}. Expected a stream; try --api chat, or another --engine."
+        )
+    if not isinstance(outcome, Completed):
+        raise UserError(
+            f"a short request at {target.wire.path} did not complete: {outcome}. Expected a stream "
+            "that ends; read the server's log."
+        )
+    if ids is not None and record.isl_tokens != len(ids):
+        raise UserError(
+            f"the server counted {record.isl_tokens} prompt tokens where {len(ids)} ids were sent: "
+            "it does not take token ids as they are. Use --api chat (then the server templates)."
+        )
+    source = record.token_count_source
+    honours = Honours(
+        token_id_prompts=True if ids is not None else None,
+        ids_in_chunks=source == "ids",
+        continuous_usage=source == "continuous_usage",
+        chunk_timings=record.step_tokens is not None,
+        per_request_acceptance=record.spec is not None,
+        metrics_page=target.info.honours.metrics_page,
+    )
+    info = msgspec.structs.replace(target.info, honours=honours)
+    return replace(target, info=info, caveats=(*target.caveats, *_count_caveat(source)))
+
+
+def _count_caveat(source: str | None) -> tuple[Caveat, ...]:
+    if source != "final_usage":
+        return ()
+    return (
+        Caveat(
+            code="chunk-tokens-unknown",
+            message="The server does not say how many tokens a chunk holds: TPOT, steady "
+            "throughput and acceptance from chunks are not known.",
+            advice="Use an engine and version that honours stream_options.continuous_usage_stats "
+            "or return_token_ids.",
+        ),
+    )
+
+
+def check_fit(prompts: Sequence[Prompt], info: ServerInfo, cap: int) -> None:
+    """UserError: a prompt and its output cap do not fit the context (servers cut silently)."""
+    limit = info.max_model_len
+    if limit is None:
+        return
+    long = [
+        p
+        for p in prompts
+        if p.prompt_token_ids is not None
+        and len(p.prompt_token_ids) + (p.max_output_tokens or cap) > limit
+    ]
+    if long:
+        worst = max(len(p.prompt_token_ids or ()) for p in long)
+        raise UserError(
+            f"{len(long)} of {len(prompts)} prompts do not fit: up to {worst} tokens and an output "
+            f"limit of {cap} exceed the server's context of {limit}, and it would cut the answers "
+            "silently. Lower --max-output-tokens, or start the server with a larger context."
+        )
+
+
+def check_descriptors(concurrency: int) -> None:
+    """Raise the soft limit on open files as far as needed. UserError: the hard limit is too low."""
+    needed = concurrency + SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise UserError(
+                f"concurrency {concurrency} needs {needed} open files, and the limit is {hard}. "
+                f"Raise it (ulimit -n {needed}) or lower the concurrency."
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,105 @@
+"""The live view on stderr while a run goes on: an observer, not a report.
+
+One bar a phase with in-flight, tokens/s and failures; without a terminal a plain line every 10 s.
+Sums are kept by hand, redraws are at most four a second. Must not: touch a record, raise.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from loadgen.types import ClientSample, Completed, Plan, Record, RequestRecord
+
+PLAIN_EVERY_S = 10.0
+
+
+class Live:
+    """Shows one plan's progress. Use as a context manager; call it with every record."""
+
+    def __init__(self, plan: Plan, label: str, *, quiet: bool = False) -> None:
+        self._label = label
+        self._quiet = quiet
+        self._totals = {
+            phase.name: len(phase.dialogues) if isinstance(phase.dialogues, tuple) else None
+            for phase in plan.phases
+        }
+        self._console = Console(stderr=True, highlight=False)
+        self._tasks: dict[str, TaskID] = {}
+        self._dialogues: dict[str, int] = {}
+        self._failed = 0
+        self._before: ClientSample | None = None
+        self._said_s = 0.0
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[done]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[speed]}", markup=False),
+            console=self._console,
+            refresh_per_second=4,
+            transient=True,
+        )
+        self._bars = self._console.is_terminal and not quiet
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars:
+            self._progress.stop()
+
+    def __call__(self, record: Record) -> None:
+        if self._quiet:
+            return
+        if isinstance(record, RequestRecord):
+            self._request(record)
+        elif isinstance(record, ClientSample):
+            self._sample(record)
+
+    def _request(self, record: RequestRecord) -> None:
+        name = record.phase
+        self._failed += not isinstance(record.outcome, Completed)
+        self._dialogues[name] = self._dialogues.get(name, 0) + (record.turn == 0)
+        if not self._bars:
+            return
+        if name not in self._tasks:
+            for task in self._tasks.values():
+                self._progress.update(task, visible=False)
+            self._tasks[name] = self._progress.add_task(
+                f"{self._label}  {name}", total=self._totals.get(name), done="", speed=""
+            )
+        self._progress.update(
+            self._tasks[name], completed=self._dialogues[name], done=self._count(name)
+        )
+
+    def _count(self, name: str) -> str:
+        total = self._totals.get(name)
+        failed = f", {self._failed} failed" if self._failed else ""
+        return f"{self._dialogues[name]}" + (f"/{total}" if total else "") + failed
+
+    def _sample(self, sample: ClientSample) -> None:
+        before, self._before = self._before, sample
+        if before is None or before.phase != sample.phase or sample.at_s <= before.at_s:
+            return
+        speed = (sample.tokens - before.tokens) / (sample.at_s - before.at_s)
+        text = f"{sample.in_flight}/{sample.target} in flight, {speed:,.0f} tok/s"
+        if self._bars:
+            if sample.phase in self._tasks:
+                self._progress.update(self._tasks[sample.phase], speed=text)
+        elif sample.at_s - self._said_s >= PLAIN_EVERY_S:
+            self._said_s = sample.at_s
+            done = self._count(sample.phase) if sample.phase in self._dialogues else "0"
+            print(f"{self._label}  {sample.phase}: {done} dialogues, {text}", file=sys.stderr)
