@@ -74,7 +74,8 @@ class _StampedHandler(ResponseHandler):
     stamp = 0.0
 
     def data_received(self, data: bytes) -> None:
-        self.stamp = perf_counter()
+        if data:  # aiohttp calls it with b"" to resume parsing: nothing arrived then
+            self.stamp = perf_counter()
         super().data_received(data)
 
 
@@ -250,9 +251,8 @@ class Transport:
                 if response.status != 200:
                     text = await response.content.read(2000)
                     return Refused(status=response.status, message=refusal(text))
-                connection = response.connection
-                protocol = connection.protocol if connection is not None else None
-                content = response.content
+                # Not response.connection: an answer that came whole has let go of it already.
+                protocol, content = sending.protocol, response.content
                 while data := await content.readany():
                     before = tally.tokens, tally.chunks
                     feed(getattr(protocol, "stamp", None) or perf_counter(), data)
