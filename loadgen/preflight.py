@@ -167,7 +167,7 @@ def _session(headers: Mapping[str, str] | None) -> aiohttp.ClientSession:
         headers=dict(headers or {}),
         timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S),
         connector=aiohttp.TCPConnector(force_close=True),
-        trust_env=True,
+        trust_env=True,  # a few questions before anything is timed
     )
 
 

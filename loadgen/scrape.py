@@ -14,6 +14,7 @@ from typing import Literal
 
 import aiohttp
 
+from loadgen.transport import environment_proxy
 from loadgen.types import Caveat, Engine, Observer, Snapshot
 
 MAX_PAGE_BYTES = 8 << 20
@@ -68,6 +69,7 @@ class Scraper:
         self._observe = observe
         self._zero = zero
         self._headers = headers or {}
+        self._proxy = None if url is None else environment_proxy(url)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def page(self) -> str | None:
@@ -77,7 +79,7 @@ class Scraper:
         why = ""
         try:
             async with (
-                aiohttp.ClientSession(timeout=self._timeout, trust_env=True) as session,
+                aiohttp.ClientSession(timeout=self._timeout, proxy=self._proxy) as session,
                 session.get(self.url, headers=self._headers) as response,
             ):
                 body = await response.content.read(MAX_PAGE_BYTES)

@@ -35,6 +35,13 @@ def count(value: int | None) -> str:
     return MISSING if value is None else f"{value:,}"
 
 
+def whole(value: float | None) -> str:
+    """A number whose fraction says nothing: 8.0 → '8'."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return _unsigned(f"{value:,.0f}")
+
+
 def duration(seconds: float | None) -> str:
     """Seconds with the unit that fits: 0.0123 → '12.3 ms', 1.25 → '1.25 s', 85e-6 → '85.0 µs'."""
     if seconds is None or not math.isfinite(seconds):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from loadgen.errors import UserError, nearest
 from loadgen.protocol import chat_wire, completions_wire
@@ -67,14 +67,14 @@ def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFa
     page = pages.get("/version")
     version = page.get("version") if isinstance(page, dict) else None
     positions = _by_position(samples)
-    state = "unknown"
+    state: Literal["on", "off", "unknown"] = "unknown"
     if any(series.startswith(SPEC) for series in samples):
         state = "on"
     elif any(series.startswith("vllm:") for series in samples):
         state = "off"
     return ServerFacts(
         version=version if isinstance(version, str) else None,
-        state=state,  # type: ignore[arg-type]
+        state=state,
         draft_depth=len(positions) if positions else None,
     )
 

@@ -1,0 +1,200 @@
+"""The JSON report: the shape of DESIGN §5, its schema in docs/report.schema.json.
+
+Full precision, SI units, missing is null; keys beyond DESIGN §5 only add. Of a server's
+config, what may hold a secret or a local path (environment, executable, arguments) stays out. Must
+not: compute or round a figure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from loadgen.types import (
+    Acceptance,
+    CategorySummary,
+    Comparison,
+    Distribution,
+    LoadComparison,
+    PhaseSummary,
+    RunInfo,
+    Speedup,
+    Study,
+    Summary,
+)
+
+SCHEMA = 1
+"""The report's schema; it rises when a key changes its meaning or goes."""
+
+DISTRIBUTIONS = (
+    "isl_tokens",
+    "osl_tokens",
+    "ttft_s",
+    "tpot_s",
+    "chunk_gap_s",
+    "tokens_per_chunk",
+    "e2el_s",
+    "user_tokens_per_s",
+)
+"""Always there, null where not measured; a phase's further ones follow at its end."""
+
+_PRIVATE = ("env", "executable", "extra_args")
+_C1 = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+"""JSON allows these control characters unescaped; a terminal acts on them."""
+
+Json = dict[str, Any]
+
+
+def render(study: Study) -> str:
+    """The report of one run, or {"runs": […]} of several, with the comparison if there is one."""
+    runs = [_run(summary) for summary in study.summaries]
+    report: Json = {"schema": SCHEMA, **(runs[0] if len(runs) == 1 else {"runs": runs})}
+    if study.comparison is not None:
+        report["comparison"] = _comparison(study.comparison)
+    text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
+    return text.translate(_C1) + "\n"
+
+
+def _run(summary: Summary) -> Json:
+    return {
+        "run": {**_info(summary.info), "end": summary.end},
+        "phases": [_phase(phase) for phase in summary.phases],
+        "caveats": [_all(caveat) for caveat in summary.caveats],
+    }
+
+
+def _info(info: RunInfo) -> Json:
+    server = _all(info.server)
+    if info.server.config is not None:
+        server["config"] = {k: v for k, v in server["config"].items() if k not in _PRIVATE}
+    return {
+        "run_id": info.run_id,
+        "started_at": info.started_at,
+        "scenario": _all(info.scenario),
+        "server": server,
+        "client": _all(info.client),
+        "prompts_sha256": info.prompts_sha256,
+    }
+
+
+def _all(value: Any) -> Any:
+    """A noun with all its fields: msgspec leaves defaults out, a stable report does not."""
+    if isinstance(value, msgspec.Struct):
+        tag = value.__struct_config__.tag
+        kind = {"kind": tag} if value.__struct_config__.tag_field == "kind" else {}
+        return kind | {name: _all(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, (tuple, list)):
+        return [_all(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _all(item) for key, item in value.items()}
+    return value
+
+
+def _phase(phase: PhaseSummary) -> Json:
+    fixed = {
+        "name": phase.name,
+        "measured": phase.measured,
+        "load": _all(phase.load),
+        "repeat": phase.repeat,
+        "span_s": phase.span_s,
+        "requests": _all(phase.requests),
+        **{name: _distribution(phase.distributions.get(name)) for name in DISTRIBUTIONS},
+        "step_time_s": phase.step_time_s,
+        "step_time_source": phase.step_time_source,
+        "output_tokens_per_s": _all(phase.throughput),
+        "goodput_rps": None,
+        "achieved_concurrency": {"p50": phase.achieved_concurrency_p50},
+        "repeated_prompts": phase.repeated_prompts,
+        "chunk_is_step": phase.chunk_is_step,
+        "acceptance": [_acceptance(acceptance) for acceptance in phase.acceptance],
+        "categories": [_category(category) for category in phase.categories],
+    }
+    further = {name: _all(d) for name, d in phase.distributions.items() if name not in fixed}
+    return fixed | further
+
+
+def _distribution(distribution: Distribution | None) -> Json | None:
+    return None if distribution is None else _all(distribution)
+
+
+def _acceptance(acceptance: Acceptance) -> Json:
+    interval = acceptance.interval
+    return {
+        "source": acceptance.source,
+        "state": acceptance.state,
+        "steps_source": acceptance.steps_source,
+        "acceptance_length": acceptance.acceptance_length,
+        "acceptance_length_low": interval.low if interval is not None else None,
+        "acceptance_length_high": interval.high if interval is not None else None,
+        "acceptance_interval": interval.kind if interval is not None else None,
+        "acceptance_length_drafted": acceptance.acceptance_length_drafted,
+        "draft_coverage": acceptance.draft_coverage,
+        "acceptance_rate": acceptance.acceptance_rate,
+        "joint_by_position": acceptance.joint_by_position,
+        "conditional_by_position": acceptance.conditional_by_position,
+        "positions_exact": acceptance.positions_exact,
+        "acceptance_length_by_dialogue": acceptance.acceptance_length_by_dialogue,
+        "steps": acceptance.steps,
+        "drafts": acceptance.drafts,
+        "accepted_tokens": acceptance.accepted_tokens,
+        "draft_tokens": acceptance.draft_tokens,
+        "overrun_tokens": acceptance.overrun_tokens,
+        "unverified": acceptance.unverified,
+        "why_missing": acceptance.why_missing or None,
+    }
+
+
+def _category(category: CategorySummary) -> Json:
+    found = category.acceptance
+    return {
+        "category": category.category,
+        "requests": category.requests,
+        "acceptance": _acceptance(found) if found is not None else None,
+        "user_tokens_per_s": _distribution(category.user_tokens_per_s),
+    }
+
+
+def _comparison(comparison: Comparison) -> Json:
+    return {
+        "base": comparison.base.run_id,
+        "spec": comparison.spec.run_id,
+        "differences": comparison.differences,
+        "loads": [_load(load) for load in comparison.loads],
+    }
+
+
+def _load(load: LoadComparison) -> Json:
+    return {
+        "load": _all(load.load),
+        "repeat": load.repeat,
+        "base_phase": load.base.name,
+        "spec_phase": load.spec.name,
+        "speedup_user": _speedup(load.speedup_user),
+        "speedup_throughput": _speedup(load.speedup_throughput),
+        "throughput_basis": load.throughput_basis or None,
+        "categories": [
+            {
+                "category": c.category,
+                "speedup_user": _speedup(c.speedup_user),
+                "acceptance": _acceptance(c.acceptance) if c.acceptance is not None else None,
+                "steps": c.steps,
+            }
+            for c in load.categories
+        ],
+        "outputs_compared": load.outputs_compared,
+        "outputs_differ": load.outputs_differ,
+    }
+
+
+def _speedup(speedup: Speedup | None) -> Json | None:
+    if speedup is None:
+        return None
+    interval = speedup.interval
+    return {
+        "ratio": speedup.ratio,
+        "low": interval.low if interval is not None else None,
+        "high": interval.high if interval is not None else None,
+        "interval": interval.kind if interval is not None else None,
+        "pairs": speedup.pairs,
+    }
