@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     Statistic = Callable[[Floats], Floats]
 
 SEED = 20260
-RESAMPLES = 2000
-MOST_BLOCKS = 2000
+RESAMPLES = 1000
+MOST_BLOCKS = 400
 """More dialogues than this are summed into so many random blocks before they are resampled."""
 
 FEWEST = 5

@@ -1,0 +1,249 @@
+"""Run file → Summary: counter growth, states, phases cut short, categories, pairs; compare."""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections.abc import Iterable, Mapping
+
+import msgspec
+import pytest
+
+from loadgen.acceptance import COUNTERS
+from loadgen.compare import compare
+from loadgen.errors import UserError
+from loadgen.summarize import counter_growth, summarize
+from loadgen.types import (
+    ClosedLoop,
+    Engine,
+    PhaseRecord,
+    Record,
+    RequestRecord,
+    Run,
+    RunEnd,
+    RunInfo,
+    Sampling,
+    Scenario,
+    Snapshot,
+    SpecCounters,
+    Summary,
+)
+from tests.records import ENGINE, G2, SERVER, record, run_info
+
+
+def counters(samples: Mapping[str, float]) -> SpecCounters:
+    values = {name: int(value) for name, value in samples.items()}
+    return SpecCounters(
+        drafts=values.get("drafts"),
+        accepted_tokens=values.get("accepted"),
+        generated_tokens=values.get("generated"),
+        accepted_by_position=(values["p0"],) if "p0" in values else None,
+    )
+
+
+COUNTING: Engine = dataclasses.replace(ENGINE, metrics_path="/metrics", counters=counters)
+
+
+def edge(name: str, **samples: float) -> Snapshot:
+    assert name in ("start", "end")
+    return Snapshot(
+        at_s=0.0, phase="c=1", edge="start" if name == "start" else "end", samples=samples
+    )
+
+
+PHASE = PhaseRecord(
+    name="c=1", load=ClosedLoop(concurrency=1), repeat=0, measured=True,
+    started_s=10.0, ended_s=13.2, steady_from_s=10.0, steady_to_s=13.0,
+)  # fmt: skip
+
+
+def summary(*records: Record, info: RunInfo | None = None, engine: Engine = ENGINE) -> Summary:
+    return summarize(Run(info=info or run_info(), records=records), engine)
+
+
+def test_growth_between_the_borders() -> None:
+    grown, why = counter_growth(
+        [edge("start", drafts=5, accepted=7), edge("end", drafts=15, accepted=37, p0=9)], COUNTING
+    )
+    assert why == ""
+    assert grown is not None
+    assert (grown.drafts, grown.accepted_tokens) == (10, 30)
+    assert grown.accepted_by_position == (9,), "a family that appears grew from zero"
+    assert grown.generated_tokens is None, "no family, no invented zero"
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "why"),
+    [
+        ([], "not read at both ends"),
+        ([edge("start", drafts=5)], "not read at both ends"),
+        ([edge("start", drafts=5), edge("end", drafts=4)], "went back from 5 to 4"),
+    ],
+)
+def test_no_growth_and_why(snapshots: list[Snapshot], why: str) -> None:
+    grown, missing = counter_growth(snapshots, COUNTING)
+    assert grown is None
+    assert why in missing
+
+
+def test_a_phase() -> None:
+    found = summary(*G2, PHASE, RunEnd(at_s=14, reason="completed"))
+    (phase,) = found.phases
+    assert found.end == "completed"
+    assert phase.requests.completed == 4
+    assert phase.step_time_s == pytest.approx(2.2 / 14)
+    assert [c.category for c in phase.categories] == ["coding", "roleplay"]
+    assert [d.dialogue_id for d in phase.dialogues] == ["q0", "q1", "q2"]
+    first = phase.dialogues[0]
+    assert (first.turns, first.osl_tokens, first.decode_tokens, first.steps) == (2, 16, 14, 5)
+    assert first.decode_s == pytest.approx(0.8)
+
+
+def test_warm_up_is_not_in_the_figures() -> None:
+    warm = msgspec.structs.replace(G2[0], phase="warm-up c=1")
+    warm_phase = msgspec.structs.replace(PHASE, name="warm-up c=1", measured=False)
+    found = summary(warm, *G2, warm_phase, PHASE)
+    assert [p.name for p in found.phases] == ["c=1"]
+    assert found.phases[0].requests.sent == 4
+
+
+def test_a_run_killed_in_its_phase_still_reports() -> None:
+    warm = msgspec.structs.replace(G2[0], phase="warm-up c=8")
+    found = summary(warm, *G2)
+    assert found.end is None
+    assert [p.requests.sent for p in found.phases] == [4]
+
+
+def test_a_run_that_measured_nothing_says_so() -> None:
+    with pytest.raises(UserError, match="holds no measured request"):
+        summary(RunEnd(at_s=1, reason="interrupted"))
+
+
+def test_counters_beside_chunks() -> None:
+    one = record([1, *[4] * 9, 3], [float(t) for t in range(12)])
+    found = summary(
+        edge("start", drafts=0, accepted=0, generated=0),
+        one,
+        edge("end", drafts=10, accepted=30, generated=40),
+        PHASE,
+        engine=COUNTING,
+    )
+    (phase,) = found.phases
+    assert phase.acceptance[0].source == COUNTERS
+    assert phase.acceptance[0].acceptance_length == 3.9
+    assert phase.acceptance[0].overrun_tokens == 1
+    assert "foreign-traffic" not in [c.code for c in found.caveats]
+
+
+def test_a_draft_seen_settles_an_unknown_state() -> None:
+    server = msgspec.structs.replace(SERVER, state="unknown", draft_depth=None)
+    drafted = msgspec.structs.replace(
+        G2[2], spec=SpecCounters(drafts=4, draft_tokens=12, draft_depth=3, accepted_tokens=11)
+    )
+    found = summary(drafted, PHASE, info=run_info(server=server))
+    assert found.phases[0].acceptance[0].state == "on"
+    unknown = summary(G2[2], PHASE, info=run_info(server=server))
+    assert unknown.phases[0].acceptance[0].state == "unknown"
+
+
+# ── compare ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def streams(step_s: float, tokens_a_step: int, text: str = "a") -> list[RequestRecord]:
+    """Ten requests of one prefill and ten steps each."""
+    made = []
+    for index in range(10):
+        start = index * 20.0
+        times = [start, start + 0.5, *(start + 0.5 + step_s * (n + 1) for n in range(10))]
+        one = record([1, *[tokens_a_step] * 10], times, dialogue=f"d{index}")
+        made.append(msgspec.structs.replace(one, text=text))
+    return made
+
+
+def phase_of(records: Iterable[RequestRecord]) -> PhaseRecord:
+    ends = [r.end_s for r in records]
+    return msgspec.structs.replace(PHASE, steady_from_s=0.0, steady_to_s=max(ends))
+
+
+def pair(
+    base: list[RequestRecord], spec: list[RequestRecord], info: RunInfo | None = None
+) -> tuple[Summary, Summary]:
+    return (
+        summary(*base, phase_of(base)),
+        summary(*spec, phase_of(spec), info=info or run_info(run_id="r2")),
+    )
+
+
+def test_twice_the_tokens_a_step_at_the_same_step_time_is_two() -> None:
+    (load,) = compare(*pair(streams(0.1, 1), streams(0.1, 2))).loads
+    assert load.speedup_user is not None
+    assert load.speedup_user.ratio == pytest.approx(2.0)
+    assert load.speedup_user.pairs == 10
+    assert load.speedup_user.interval is not None
+    assert (load.speedup_user.interval.low, load.speedup_user.interval.high) == pytest.approx(
+        (2.0, 2.0)
+    )
+    assert load.speedup_throughput is not None
+    assert load.throughput_basis == "steady"
+    (category,) = load.categories
+    assert category.speedup_user is not None
+    assert category.speedup_user.ratio == pytest.approx(2.0)
+
+
+def test_identical_runs_are_no_different() -> None:
+    (load,) = compare(*pair(streams(0.1, 2), streams(0.1, 2))).loads
+    assert load.speedup_user is not None
+    assert load.speedup_throughput is not None
+    assert load.speedup_user.ratio == load.speedup_throughput.ratio == 1.0
+    assert (load.outputs_compared, load.outputs_differ) == (10, 0)
+
+
+def test_outputs_that_differ_are_counted() -> None:
+    (load,) = compare(
+        *pair(streams(0.1, 1), [*streams(0.1, 2)[:9], *streams(0.1, 2, "b")[9:]])
+    ).loads
+    assert (load.outputs_compared, load.outputs_differ) == (10, 1)
+
+
+def test_only_dialogues_completed_in_both_are_paired() -> None:
+    (load,) = compare(*pair(streams(0.1, 1), streams(0.1, 2)[3:])).loads
+    assert load.speedup_user is not None
+    assert load.speedup_user.pairs == 7
+
+
+@pytest.mark.parametrize(
+    ("info", "what"),
+    [
+        (run_info(prompts_sha256="1" * 64), "prompts"),
+        (run_info(scenario=Scenario(name="smoke", sampling=Sampling(temperature=1.0))), "sampling"),
+        (run_info(server=msgspec.structs.replace(SERVER, model="other")), "model"),
+        (run_info(server=msgspec.structs.replace(SERVER, api="chat")), "API"),
+        (run_info(server=msgspec.structs.replace(SERVER, simulated=True)), "simulated"),
+    ],
+)
+def test_unlike_runs_are_refused_unless_forced(info: RunInfo, what: str) -> None:
+    base, spec = pair(streams(0.1, 1), streams(0.1, 2), info)
+    with pytest.raises(UserError, match=what):
+        compare(base, spec)
+    assert any(what in difference for difference in compare(base, spec, force=True).differences)
+
+
+def test_no_load_in_common_is_refused() -> None:
+    base, spec = pair(streams(0.1, 1), streams(0.1, 2))
+    other = msgspec.structs.replace(spec.phases[0], load=ClosedLoop(concurrency=2))
+    with pytest.raises(UserError, match="no load in common"):
+        compare(base, msgspec.structs.replace(spec, phases=(other,)))
+
+
+def test_what_else_differs_is_listed() -> None:
+    server = msgspec.structs.replace(SERVER, max_running=16, version="2")
+    found = compare(*pair(streams(0.1, 1), streams(0.1, 2), run_info(server=server)))
+    assert set(found.differences) == {"running limit: – → 16", "engine version: – → 2"}
+
+
+def test_llamacpp_like_steps_pair_with_timings() -> None:
+    blind = dataclasses.replace(ENGINE, chunk_is_step=False)
+    one = record([1] * 6, [0, 1, 2, 2, 2, 3, 4], step_tokens=array("I", [1, 3, 1, 1]))
+    (phase,) = summary(one, PHASE, engine=blind).phases
+    assert phase.step_time_s == pytest.approx(3.0 / 3)
+    assert phase.dialogues[0].steps == 3
