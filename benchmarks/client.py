@@ -39,16 +39,7 @@ from loadgen.runner import RAMP_S, Runner
 from loadgen.scrape import Scraper
 from loadgen.store import Store
 from loadgen.transport import Transport
-from loadgen.types import (
-    Chunk,
-    ClosedLoop,
-    Engine,
-    Prompt,
-    RequestRecord,
-    Sampling,
-    Scenario,
-    Stop,
-)
+from loadgen.types import Chunk, ClosedLoop, Engine, Prompt, RequestRecord, Sampling, Scenario, Stop
 from servers.vllm import ENGINE
 
 SOURCE = Path(__file__).parents[1] / "tests" / "data" / "truthserver.c"

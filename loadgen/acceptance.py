@@ -16,14 +16,7 @@ from itertools import zip_longest
 from typing import Literal
 
 from loadgen.stats import bootstrap, ratio
-from loadgen.types import (
-    U32,
-    Acceptance,
-    Engine,
-    Interval,
-    RequestRecord,
-    SpecCounters,
-)
+from loadgen.types import U32, Acceptance, Engine, Interval, RequestRecord, SpecCounters
 
 State = Literal["on", "off", "unknown"]
 
@@ -239,8 +232,15 @@ def _from_chunks(
         if why or impossible
         else by_dialogue(records, [r.chunk_tokens for r in records], engine),
         steps=None if why else steps,
-        unverified=True,
+        unverified=not _confirmed(records, depth),
         why_missing=why or impossible,
+    )
+
+
+def _confirmed(records: Sequence[RequestRecord], depth: int | None) -> bool:
+    """Another source of steps agrees with the chunks: `chunks_disproved` had what it needs."""
+    return depth is not None and all(
+        r.spec is not None and r.spec.accepted_tokens is not None for r in records
     )
 
 

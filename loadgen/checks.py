@@ -12,15 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from loadgen.acceptance import chunks_disproved
 from loadgen.metrics import completed
 from loadgen.stats import distribution
-from loadgen.types import (
-    Broke,
-    Cancelled,
-    Caveat,
-    Completed,
-    PhaseData,
-    Refused,
-    TimedOut,
-)
+from loadgen.types import Broke, Cancelled, Caveat, Completed, PhaseData, Refused, TimedOut
 
 LAG_LIMIT_S = 0.010
 CPU_LIMIT = 0.80

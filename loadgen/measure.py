@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import signal
 import uuid
 from array import array
@@ -47,6 +48,8 @@ from loadgen.types import (
     Scenario,
     ServerConfig,
 )
+
+_SECRET_FLAG = re.compile(r"^-.*(key|secret|password|token)$")
 
 TEXT_CUT = 2000
 """Characters of a prompt's text in a run file, unless all or none are asked for."""
@@ -247,8 +250,21 @@ def _without_paths(config: ServerConfig) -> ServerConfig:
         model=Path(config.model).name,
         spec=spec,
         executable=tuple(Path(word).name for word in config.executable),
+        extra_args=_masked(config.extra_args),
         env={},
     )
+
+
+def _masked(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Arguments with the values of flags such as `--api-key` and `--hf-token` taken out."""
+    kept: list[str] = []
+    hide = False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        secret = _SECRET_FLAG.search(flag) is not None
+        kept.append("***" if hide else f"{flag}=***" if secret and equals else word)
+        hide = secret and not equals and not hide
+    return tuple(kept)
 
 
 def prompt_records(

@@ -102,10 +102,7 @@ METRICS: tuple[Metric, ...] = (
         values=lambda r: _optional(tpot_s(r)),
     ),
     Metric(
-        name="chunk_gap_s",
-        unit="s",
-        meaning="time between token-carrying chunks",
-        values=_gaps,
+        name="chunk_gap_s", unit="s", meaning="time between token-carrying chunks", values=_gaps
     ),
     Metric(
         name="tokens_per_chunk",

@@ -107,6 +107,11 @@ async def identify(
     `config` is what we launched, if we did: then its speculation is known to be on or off.
     """
     root = base_url(url)
+    if "@" in urlsplit(root).netloc and any(n.lower() == "authorization" for n in headers or ()):
+        raise UserError(
+            f"{without_secrets(root)} was given with a password in the URL and with an API key. "
+            "Expected one of them: take one away (the key may come from $OPENAI_API_KEY)."
+        )
     async with _session(headers) as session:
         models = await _models(session, root)
         found = _engine(engines, engine, models)
@@ -135,6 +140,7 @@ async def identify(
         spec_reported=facts.spec_reported,
         honours=Honours(metrics_page=page is not None),
         simulated=facts.simulated,
+        verified=found.verified,
         gpus=gpus or (config.gpus if config else None),
         config=config,
     )
@@ -357,9 +363,7 @@ async def _llamacpp_tokenize(post: _Post, model: str, messages: tuple[Message, .
 
 
 async def tokenized(
-    prompts: Sequence[Prompt],
-    tokenize: Tokenize,
-    done: Callable[[int], None] = lambda count: None,
+    prompts: Sequence[Prompt], tokenize: Tokenize, done: Callable[[int], None] = lambda count: None
 ) -> tuple[Prompt, ...]:
     """The prompts with the ids of their first turn; those that brought ids are left alone."""
     gate = asyncio.Semaphore(TOKENIZE_AT_ONCE)

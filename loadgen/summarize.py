@@ -217,10 +217,7 @@ def _categories(
         speed = distributions(records)["user_tokens_per_s"]
         summaries.append(
             CategorySummary(
-                category=category,
-                requests=len(records),
-                acceptance=best,
-                user_tokens_per_s=speed,
+                category=category, requests=len(records), acceptance=best, user_tokens_per_s=speed
             )
         )
     return tuple(summaries)

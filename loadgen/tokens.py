@@ -21,11 +21,7 @@ Render = Callable[[tuple[Message, ...]], U32]
 
 def next_turn(history: tuple[Message, ...], answer: str, said: str) -> tuple[Message, ...]:
     """The conversation after the model's own answer and what the user says next."""
-    return (
-        *history,
-        Message(role="assistant", content=answer),
-        Message(role="user", content=said),
-    )
+    return (*history, Message(role="assistant", content=answer), Message(role="user", content=said))
 
 
 def local_tokenizer(name: str) -> Render:

@@ -25,16 +25,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from loadgen.protocol import Tally
-from loadgen.types import (
-    Broke,
-    Cancelled,
-    Outcome,
-    Refused,
-    Request,
-    RequestRecord,
-    TimedOut,
-    Wire,
-)
+from loadgen.types import Broke, Cancelled, Outcome, Refused, Request, RequestRecord, TimedOut, Wire
 
 READ_BUFFER_BYTES = 1 << 26
 """aiohttp pauses a socket whose buffer is fuller than this: never, or the stamps would wait."""

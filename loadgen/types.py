@@ -432,7 +432,10 @@ class Honours(Noun, frozen=True, kw_only=True):
 
 
 class ServerInfo(Noun, frozen=True, kw_only=True):
-    """What is at the URL. `state` is whether speculation is on; `draft_depth` is k where known."""
+    """What is at the URL. `state` is whether speculation is on; `draft_depth` is k where known.
+
+    `verified` is what of the engine was seen on a live server, as Engine says it.
+    """
 
     engine: str
     model: str
@@ -446,6 +449,7 @@ class ServerInfo(Noun, frozen=True, kw_only=True):
     spec_reported: str | None = None
     honours: Honours = Honours()
     simulated: bool = False
+    verified: str = ""
     gpus: int | None = None
     config: ServerConfig | None = None
 

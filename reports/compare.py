@@ -62,24 +62,23 @@ def render(study: Study) -> str:
             acceptance_lines(rows, width),
             categories(found.loads, width),
             positions(rows, width),
-            caveats(labelled(study, found), width),
-            paths(study, [name for name, _ in labelled(study, found)]),
+            caveats(labelled(study), width),
+            paths(study, [name for name, _ in labelled(study)]),
         ),
         study,
     )
 
 
-def labelled(study: Study, found: Comparison) -> list[tuple[str, Summary]]:
-    """The study's runs under their part in the comparison."""
-    part = {found.base.run_id: "base"} | {found.spec.run_id: "spec"}
-    return [(part.get(s.info.run_id, s.info.run_id), s) for s in study.summaries]
+def labelled(study: Study) -> list[tuple[str, Summary]]:
+    """The study's two runs under their part in the comparison: base first."""
+    return list(zip(("base", "spec"), study.summaries, strict=False))
 
 
 def verdict(study: Study, found: Comparison) -> str:
     """The one sentence: troubles of either run first, then user speed at each load."""
     simulated = found.base.server.simulated or found.spec.server.simulated
     troubles = dict.fromkeys(
-        f"{name}: {said}" for name, s in labelled(study, found) if (said := trouble(s))
+        f"{name}: {said}" for name, s in labelled(study) if (said := trouble(s))
     )
     repeats = len({load.repeat for load in found.loads})
     how = "one repeat (no verdict)" if repeats <= 1 else f"{repeats} repeats (no verdict)"
@@ -104,7 +103,10 @@ def _speeds(loads: Sequence[LoadComparison]) -> tuple[str, list[str]]:
     said = [f"{_several(by_load[c])} at concurrency {c}" for c in named]
     more = f" (of {len(by_load)} loads)" if len(by_load) > len(named) else ""
     kinds = dict.fromkeys(
-        s.interval.kind for c in named for s in by_load[c] if s.interval is not None
+        s.interval.kind
+        for c in named
+        for s in by_load[c]
+        if s.interval is not None and len(by_load[c]) == 1
     )
     return f"user speed {listed(said)}{more}", list(kinds)
 

@@ -13,15 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
-from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from loadgen.types import (
     Acceptance,
-    Caveat,
     Interval,
     PhaseSummary,
     RequestCounts,
@@ -35,8 +32,8 @@ from loadgen.types import (
 from reports import units
 from reports.units import MISSING
 
-Block = Text | Table
-Section = list[Block]
+Section = list[Text]
+"""Lines that belong together; a page has a blank line between sections."""
 
 FEW_STEPS = 30
 """A category with fewer decode steps is marked: its interval is wide and may mislead."""
@@ -57,7 +54,7 @@ def clean(text: str) -> str:
 
 
 _WHOLE = re.compile(
-    r"\[[^\[\]]{1,30}\]|\d (?:ms|µs|s|%|tok/s|tokens?|steps?)(?!\w)|\d+ of \d|k = \d"
+    r"\[[^\[\]]{1,30}\]|\d (?:ms|µs|s|%|tok/s|tokens?|steps?)(?!\w)|\d+ of \d|k = \d|at c=\d"
 )
 
 
@@ -99,7 +96,7 @@ class Column:
 
     def texts(self) -> tuple[str, tuple[str, ...]]:
         """Head and cells padded to one width: to the left, or with decimal points in line."""
-        heads = self.head.split("\n")
+        heads = [clean(part) for part in self.head.split("\n")]
         cells = tuple(map(clean, self.cells))
         if not self.left:
             tails = [len(c) - c.find(".") if _BARE.fullmatch(c) and "." in c else 0 for c in cells]
@@ -132,32 +129,32 @@ def fitted(columns: Sequence[Column], width: int) -> tuple[list[Column], list[st
     A column in which nothing was measured goes before any other.
     """
     kept = list(columns)
-    dropped = []
     while span(kept) > width and any(c.drop for c in kept):
-        least = max((c for c in kept if c.drop), key=lambda c: (set(c.cells) == {MISSING}, c.drop))
-        kept.remove(least)
-        dropped.append(least.name or least.head.replace("\n", " "))
-    return kept, dropped
+        kept.remove(
+            max((c for c in kept if c.drop), key=lambda c: (set(c.cells) == {MISSING}, c.drop))
+        )
+    return kept, [c.name or c.head.replace("\n", " ") for c in columns if c not in kept]
 
 
 def grid(columns: Sequence[Column], width: int, *, tell: bool = True) -> Section:
     """A table of the columns that fit; `tell` names the others in a note below it."""
     kept, dropped = fitted(columns, width)
-    table = Table(
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="dim",
-        border_style="dim",
-    )
-    texts = [column.texts() for column in kept]
-    for head, _ in texts:
-        table.add_column(Text(head), vertical="bottom", no_wrap=True)
-    for cells in zip(*(cells for _, cells in texts), strict=True):
-        table.add_row(*map(Text, cells))
+    heads, cells = zip(*(column.texts() for column in kept), strict=True)
+    height = max(head.count("\n") + 1 for head in heads)
+    above = [_risen(head, height) for head in heads]
+    section = [Text("  ".join(line), style="dim") for line in zip(*above, strict=True)]
+    section.append(Text("─" * span(kept), style="dim"))
+    section += [Text("  ".join(line)) for line in zip(*cells, strict=True)]
+    for line in section:
+        line.truncate(width, overflow="ellipsis")
     note = f"Not shown at {width} columns: {', '.join(dropped)}." if dropped and tell else ""
-    return [table, *(wrapped(note, width, style="dim") if note else [])]
+    return section + (wrapped(note, width, style="dim") if note else [])
+
+
+def _risen(head: str, height: int) -> list[str]:
+    """The lines of a head, blank ones above it: heads stand on the rule."""
+    lines = head.split("\n")
+    return [" " * cell_len(lines[0])] * (height - len(lines)) + lines
 
 
 def page(sections: Iterable[Section], study: Study) -> str:
@@ -179,9 +176,9 @@ def page(sections: Iterable[Section], study: Study) -> str:
     for number, section in enumerate(s for s in sections if s):
         if number:
             console.print()
-        for block in section:
-            console.print(block, soft_wrap=isinstance(block, Text))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+        for line in section:
+            console.print(line, soft_wrap=True)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n")) + "\n"
 
 
 def short(name: str) -> str:
@@ -468,14 +465,10 @@ def header(runs: Sequence[tuple[str, RunInfo]], width: int) -> Section:
     section: Section = []
     for key, value in rows:
         lines = wrapped(value, width, key.ljust(indent), " " * indent)
-        section += [_dim_start(line, indent) for line in lines]
+        for line in lines:
+            line.stylize("dim", 0, indent)
+        section += lines
     return section
-
-
-def _dim_start(line: Block, cells: int) -> Block:
-    if isinstance(line, Text):
-        line.stylize("dim", 0, cells)
-    return line
 
 
 # ── a row a load ─────────────────────────────────────────────────────────────────────────────────
@@ -536,10 +529,9 @@ def load_columns(rows: Sequence[Row]) -> list[Column]:
     if any(a.state != "off" for p in phases for a in p.acceptance):
         add("AL", "AL", 2, lambda p: length(best(p)))
         add("AL where\ndrafted", "AL where drafted", 6, _of_best("acceptance_length_drafted"))
-        add("draft\ncoverage\n%", "coverage", 7, _of_best("draft_coverage", units.hundredths))
-        add(
-            "accept.\nrate\n%", "acceptance rate", 13, _of_best("acceptance_rate", units.hundredths)
-        )
+        share = units.hundredths
+        add("draft\ncoverage\n%", "coverage", 7, _of_best("draft_coverage", share))
+        add("accept.\nrate\n%", "acceptance rate", 13, _of_best("acceptance_rate", share))
     add("in\nflight\np50", "in flight", 12, lambda p: units.whole(p.achieved_concurrency_p50))
     return columns
 
@@ -590,8 +582,9 @@ def acceptance_lines(rows: Sequence[Row], width: int) -> Section:
                 groups.setdefault(acceptance.source, []).append((row, acceptance))
     section: Section = []
     for number, (source, members) in enumerate(groups.items()):
-        first = "AL: pooled over steps" if number == 0 else "AL, second source: pooled over steps"
-        about = [first, f"from {source}", *_about(a for _, a in members)]
+        first = "AL" if number == 0 else "AL, second source"
+        found = ["pooled over steps", f"from {source}"] if source != "none" else ["not measured"]
+        about = [f"{first}: {found[0]}", *found[1:], *_about(a for _, a in members)]
         section += wrapped(", ".join(about), width, rest="  ")
         indent = max(cell_len(_name(row)) for row, _ in members) + 2
         for row, acceptance in members:
@@ -776,13 +769,11 @@ def _places(places: Places) -> str:
 
 def paths(study: Study, labels: Sequence[str]) -> Section:
     """Where the figures come from: `labels` are those of the runs."""
-    return [
-        line
-        for path, label in zip(study.paths, labels, strict=False)
-        for line in wrapped(
-            path, study.width, f"run file {label} ".replace("  ", " "), "  ", style="dim"
-        )
-    ]
+    section: Section = []
+    for path, label in zip(study.paths, labels, strict=False):
+        start = f"run file {label} " if label else "run file "
+        section += wrapped(path, study.width, start, "  ", style="dim")
+    return section
 
 
 def render(study: Study) -> str:

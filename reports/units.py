@@ -65,7 +65,7 @@ def rate(tokens_per_s: float | None) -> str:
 
 def hundredths(share: float | None) -> str:
     """A share 0…1 as a bare number of percent, for a column headed %: 0.6214 → '62.1'."""
-    if share is None or not math.isfinite(share):
+    if share is None or not math.isfinite(share * 100):
         return MISSING
     return _unsigned(f"{share * 100:.1f}")
 

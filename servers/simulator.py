@@ -23,7 +23,7 @@ import sys
 import time
 import zlib
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
@@ -82,7 +82,7 @@ class Settings:
     base_s: float = 0.012
     per_token_s: float = 50e-6
     prefill_s_per_token: float = 20e-6
-    prefill_budget: int = 2048
+    prefill_budget: int = 8192
     max_running: int = 256
     max_model_len: int = 8192
     mean_output_tokens: float = 200.0
@@ -460,8 +460,15 @@ def closing_figures(answer: Answer, settings: Settings) -> dict[str, Any]:
 class Batch:
     """Continuous batching: admit, wait a step's time on an absolute schedule, emit; and again."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        now: Callable[[], float] = perf_counter,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.settings = settings
+        self._now, self._sleep = now, sleep
         self.tallies: dict[str, Tally] = {}
         self.waiting: dict[Answer, None] = {}
         self.running: dict[Answer, None] = {}
@@ -492,20 +499,20 @@ class Batch:
     async def run(self) -> None:
         """Until cancelled. A step that was late does not make the next one late, unless the
         machine is a whole step behind: then what was missed is missed."""
-        due = began = 0.0
+        due = began = self._now()
         while True:
             if not (self.waiting or self.running):
                 self._work.clear()
                 await self._work.wait()
-                due = began = perf_counter()
+                due = began = self._now()
             decoding, prefilling = list(self.running), self._admitted()
             k = self.settings.draft_depth
             asked = self.settings.step_s(
                 sum(1 + k if a.drafted else 1 for a in decoding), sum(a.isl for a in prefilling)
             )
             due += asked
-            await asyncio.sleep(max(due - perf_counter(), 0.0))
-            now = perf_counter()
+            await self._sleep(max(due - self._now(), 0.0))
+            now = self._now()
             if now - due > asked:
                 due = now
             self._emit(decoding, prefilling, now - began, asked)
@@ -879,8 +886,7 @@ NUMBERS = {
 """Settings that are flags of the same name; the method's own value without."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -P -m servers.simulator`: serve until SIGTERM or Ctrl-C."""
+def _parsed(argv: Sequence[str] | None) -> tuple[str, int, Settings]:
     parser = argparse.ArgumentParser(
         prog="servers.simulator", description="A simulated engine that speaks vLLM's dialect."
     )
@@ -890,10 +896,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--draft-depth", type=int, default=3)
     for name, kind in NUMBERS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
-    given = vars(parser.parse_args(argv))
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     host, port = given.pop("host"), given.pop("port")
-    method, depth = given.pop("spec"), given.pop("draft_depth")
-    settings = preset(method, depth, **{k: v for k, v in given.items() if v is not None})
+    return host, port, preset(given.pop("spec"), given.pop("draft_depth"), **given)
+
+
+def settings_of(argv: Sequence[str]) -> Settings:
+    """The settings that a command line asks for."""
+    return _parsed(argv)[2]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -P -m servers.simulator`: serve until SIGTERM or Ctrl-C."""
+    host, port, settings = _parsed(argv)
     _allow_connections()
     web.run_app(
         app(settings),

@@ -102,6 +102,17 @@ def answers(records: list[RequestRecord]) -> list[list[int]]:
     return [list(r.output_token_ids or ()) for r in records]
 
 
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    rows = [
+        {"id": "a", "category": "coding", "turns": ["Write a loop, please.", "Now in C."]},
+        {"id": "b", "category": "roleplay", "turns": ["You are a pirate. Greet me!"]},
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 # ── the answers ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -183,16 +194,18 @@ async def test_streams_counters_and_truth_agree(method: str, api: str) -> None:
 
 @pytest.mark.parametrize("ignore_eos", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-async def test_every_token_is_accounted_for(method: str, ignore_eos: bool) -> None:
+async def test_every_token_is_accounted_for(method: str, ignore_eos: bool, known: Path) -> None:
     """T + O = R + S + A, in every category and over all."""
-    async with running(method, mean_output_tokens=30.0) as server:
-        for category in ("coding", "roleplay"):
-            server.batch.tally(category)
-        await server.ask(prompts(30), osl=41, ignore_eos=ignore_eos)
+    async with running(method, mean_output_tokens=30.0, prompts=known) as server:
+        texts = ("Write a loop, please.", "You are a pirate. Greet me!")
+        asked = [(await server.post("/tokenize", {"prompt": text}))[1] for text in texts]
+        ids = [array("I", body["tokens"]) for body in asked]
+        await server.ask([*ids, *prompts(30)], osl=41, ignore_eos=ignore_eos)
         told = await server.get("/truth")
+    assert set(told["categories"]) == {"coding", "default", "roleplay"}
     for part in (told["overall"], *told["categories"].values()):
         emitted = part["generated_tokens"] + part["overrun_tokens"]
-        assert emitted == part["requests"] + part["steps"] + part["accepted_tokens"]
+        assert emitted == part["requests"] + part["steps"] + part["accepted_tokens"] > 1
     assert (told["overall"]["overrun_tokens"] > 0) == (method != "none")
 
 
@@ -339,17 +352,6 @@ async def test_a_client_that_leaves_frees_its_slot_and_stays_counted() -> None:
 # ── categories ───────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def known(tmp_path: Path) -> Path:
-    rows = [
-        {"id": "a", "category": "coding", "turns": ["Write a loop, please.", "Now in C."]},
-        {"id": "b", "category": "roleplay", "turns": ["You are a pirate. Greet me!"]},
-    ]
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 async def test_a_category_is_learnt_when_its_text_is_tokenized(known: Path) -> None:
     texts = ["Write a loop, please.", "You are a pirate. Greet me!", "Something else."]
     async with running("eagle3", prompts=known) as server:
@@ -411,8 +413,8 @@ def test_presets_have_a_probability_for_every_position(method: str, k: int) -> N
     [
         ("a", [3 + ord("a")]),
         ("é", [3 + 0xC3, 3 + 0xA9]),
-        (" babada", [1000 + 8]),  # ba, ba, da: the third syllables count by one
-        ("Hello, Hello", [9616, 47, 9616]),
+        (" babada", [1004]),
+        ("Hello, Hello", [16578, 47, 16578]),  # a word is one id, with or without its space
     ],
 )
 def test_the_toy_tokenizer_is_the_same_in_every_process(text: str, ids: list[int]) -> None:
@@ -462,12 +464,12 @@ async def test_a_full_context_cuts_silently_as_vllm_does() -> None:
     assert (records[0].osl_tokens, records[0].finish_reason) == (8, "length")
 
 
-@pytest.mark.parametrize("prompt", [[5, 6, 7], [[5, 6, 7]], "hi", ["hi"]])
+@pytest.mark.parametrize("prompt", [[1, 6], [[1, 6]], "hi", ["hi"]])
 async def test_ids_and_text_are_taken_as_prompts(prompt: Any) -> None:
     async with running() as server:
         status, body = await server.post("/v1/completions", {"prompt": prompt, "max_tokens": 4})
     assert status == 200
-    assert body["usage"]["prompt_tokens"] == 3  # "hi" is BOS and one word: see below
+    assert body["usage"]["prompt_tokens"] == 2  # a text gets a BOS, ids are left alone
     assert body["usage"]["completion_tokens"] == 4
 
 

@@ -1,0 +1,256 @@
+"""The command as a user runs it: exit codes, one-paragraph errors, what lands where."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from loadgen.cli import _changed, _headers, _loads, _seconds
+from loadgen.errors import UserError
+from loadgen.types import ClosedLoop, Scenario
+from tests.conftest import Truth
+
+ROOT = Path(__file__).parents[1]
+
+
+def draftload(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "loadgen.cli", *words],
+        cwd=cwd,
+        env=environment() | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("OPENAI_API_KEY", "COLUMNS")}
+    return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """Prompts as token ids: no tokenizer is needed."""
+    rows = [
+        {"id": f"p{i}", "category": ("coding", "math")[i % 2],
+         "prompt_token_ids": list(range(10 + i, 40 + i))}
+        for i in range(10)
+    ]  # fmt: skip
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def measured(url: str, asked: Path, *more: str) -> list[str]:
+    return [
+        "run", "--url", url, "--dataset", str(asked), "--max-output-tokens", "30", *more,
+    ]  # fmt: skip
+
+
+def test_alone_it_shows_three_lines_that_get_one_going(tmp_path: Path) -> None:
+    done = draftload(cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 3
+    assert "draftload demo" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "report", "compare", "serve", "check"])
+def test_every_help_has_an_example(tmp_path: Path, command: str) -> None:
+    done = draftload(command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["engines", "scenarios"])
+def test_lists(tmp_path: Path, command: str) -> None:
+    done = draftload(command, cwd=tmp_path)
+    assert done.returncode == 0
+    assert {"engines": "vllm", "scenarios": "smoke"}[command] in done.stdout
+
+
+def test_a_run_from_url_to_report(truth: Truth, asked: Path, tmp_path: Path) -> None:
+    url = truth(5, 2, 3)
+    done = draftload(*measured(url, asked, "-c", "1,4", "--format", "json"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [p["load"]["concurrency"] for p in report["phases"]] == [1, 4]
+    assert [p["requests"]["completed"] for p in report["phases"]] == [10, 16]
+    assert report["run"]["server"]["engine"] == "vllm"
+    chunks = [a for a in report["phases"][0]["acceptance"] if a["source"] == "chunks"]
+    assert chunks[0]["acceptance_length"] == 3.0
+    (run_file,) = (tmp_path / "runs").glob("*.jsonl")
+    again = [draftload("report", str(run_file), cwd=tmp_path).stdout for _ in range(2)]
+    assert again[0] == again[1]
+    assert again[0]
+    torn = tmp_path / "torn.jsonl"
+    torn.write_bytes(run_file.read_bytes()[:-20])
+    done = draftload("report", str(torn), cwd=tmp_path)
+    assert done.returncode == 0
+    assert "could not be read" in done.stdout
+    same = draftload("compare", str(run_file), str(run_file), cwd=tmp_path)
+    assert same.returncode == 0
+    assert "1.00×" in same.stdout
+
+
+def test_nothing_secret_is_left_behind(truth: Truth, asked: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("sk-filesecret\n")
+    url = truth(5, 1, 3)
+    words = measured(url, asked, "--api-key-file", str(key), "--header", "X-Team: headersecret")
+    done = draftload(*words, cwd=tmp_path, OPENAI_API_KEY="sk-envsecret")
+    assert done.returncode == 0, done.stderr
+    with_password = url.replace("http://", "http://me:urlsecret@")
+    more = draftload(*measured(with_password, asked), cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    both = draftload(*words, "--url", with_password, cwd=tmp_path)
+    assert both.returncode == 2
+    assert "Expected one of them" in both.stderr
+    left = both.stdout + both.stderr + more.stdout + more.stderr
+    left += done.stdout + done.stderr
+    left += "".join(p.read_text() for p in (tmp_path / "runs").glob("*"))
+    assert "secret" not in left
+    assert str(tmp_path) not in "".join(p.read_text() for p in (tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run"], "give either --url of a running server or --server"),
+        (["run", "--url", "x", "--server", "y.toml"], "give either --url"),
+        (["run", "--url", "http://127.0.0.1:1"], "no server answers at http://127.0.0.1:1"),
+        (["run", "--url", "ftp://x"], "no server's URL"),
+        (["run", "--url", "x", "-c", "0"], "-c 0 is no load"),
+        (["run", "--url", "x", "-c", "1,two"], "is no load"),
+        (["run", "--url", "x", "--scenario", "smok"], "did you mean 'smoke'"),
+        (["run", "--url", "x", "--category", "codng"], "did you mean 'coding'"),
+        (["run", "--url", "x", "--dataset", "none.jsonl"], "cannot read none.jsonl"),
+        (["run", "--url", "x", "--duration", "soon"], "is no duration"),
+        (["run", "--url", "x", "--requests", "0"], "--requests 0 makes no sense"),
+        (["run", "--url", "x", "--api", "chatt"], "did you mean 'chat'"),
+        (["run", "--url", "x", "--format", "yaml"], "unknown format 'yaml'"),
+        (["run", "--url", "x", "--save-prompts", "--no-text"], "contradict each other"),
+        (["run", "--url", "x", "--header", "nocolon"], "not of the form"),
+        (["run", "--url", "x", "--api-key-file", "none"], "cannot read the API key file"),
+        (["run", "--server", "none.toml"], "cannot read none.toml"),
+        (["report", "none.jsonl"], "cannot read none.jsonl"),
+        (["compare", "none.jsonl", "none.jsonl"], "cannot read none.jsonl"),
+        (["serve", "none.toml"], "cannot read none.toml"),
+        (["check", "--url", "http://127.0.0.1:1"], "no server answers"),
+        (["demo", "--model-file", "none.gguf"], "no model at none.gguf"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_exit_code_2(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    done = draftload(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists(), "nothing was measured"
+
+
+def test_a_folder_that_cannot_be_written(truth: Truth, asked: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = draftload(*measured(truth(5, 1, 3), asked, "--out", "file/runs"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--out DIR" in done.stderr
+
+
+def test_a_run_whose_requests_all_fail_is_exit_code_1(
+    truth: Truth, asked: Path, tmp_path: Path
+) -> None:
+    words = measured(
+        truth(1000, 1, 1), asked, "--timeout", "20ms", "--no-preflight", "--warmup", "0"
+    )
+    done = draftload(*words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "timed out after 0.02 s" in done.stdout
+
+
+def test_ctrl_c_reports_what_was_measured(truth: Truth, asked: Path, tmp_path: Path) -> None:
+    url = truth(5, 5, 1)
+    words = measured(url, asked, "-c", "2", "--duration", "100s", "--warmup", "0")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadgen.cli", *words],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    runs = tmp_path / "runs"
+    while not any(b'"type":"request"' in p.read_bytes() for p in runs.glob("*.jsonl")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in out
+    (run_file,) = runs.glob("*.jsonl")
+    last = msgspec.json.decode(run_file.read_bytes().splitlines()[-1])
+    assert last["type"] == "end"
+    assert last["reason"] == "interrupted"
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys, contextlib, io\nsys.argv = ['draftload', '--help']\n"
+        "from loadgen.cli import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main()\n"
+        "print([m for m in ('transformers', 'numpy', 'openai', 'aiohttp') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
+
+
+# ── flags → values ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("500ms", 0.5), ("60s", 60), ("2m", 120), ("1h", 3600)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert _seconds("--x", text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "0", "inf", "nan", "1d", "1 0"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(UserError):
+        _seconds("--x", text)
+
+
+def test_loads_lose_their_doubles() -> None:
+    assert _loads("8,1, 8") == (ClosedLoop(concurrency=8), ClosedLoop(concurrency=1))
+    assert _loads(None) is None
+
+
+def test_flags_change_only_what_they_say(tmp_path: Path) -> None:
+    scenario = Scenario(name="s", loads=(ClosedLoop(concurrency=3),))
+    assert _changed(scenario) == scenario
+    changed = _changed(
+        scenario, concurrency="1,2", temperature=0.5, ignore_eos=True, duration="5s", warmup=0,
+        dataset=tmp_path / "x.jsonl", categories=("a",), limit=2,
+    )  # fmt: skip
+    assert [load.concurrency for load in changed.loads] == [1, 2]
+    assert (changed.sampling.temperature, changed.sampling.ignore_eos) == (0.5, True)
+    assert changed.sampling.max_output_tokens == scenario.sampling.max_output_tokens
+    assert (changed.stop.duration_s, changed.warmup_requests) == (5.0, 0)
+    assert (changed.dataset.kind, changed.dataset.categories, changed.dataset.limit) == (
+        "jsonl", ("a",), 2,
+    )  # fmt: skip
+
+
+def test_a_given_authorization_wins_over_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert _headers(None, None) == {"Authorization": "Bearer k"}
+    assert _headers(["authorization: Basic x"], None) == {"authorization": "Basic x"}
