@@ -221,6 +221,9 @@ def run_info(
     if server.config is not None:
         server = msgspec.structs.replace(server, config=_without_paths(server.config))
     spec = server.config.spec if server.config is not None else None
+    if scenario.dataset.path is not None:
+        data = msgspec.structs.replace(scenario.dataset, path=Path(scenario.dataset.path).name)
+        scenario = msgspec.structs.replace(scenario, dataset=data)
     return RunInfo(
         run_id=uuid.uuid4().hex[:12],
         cell=spec.method if spec is not None else None if server.config is None else "none",

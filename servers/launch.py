@@ -71,8 +71,6 @@ async def launched(
     or the config makes no command. ServerError: it exited before it was ready or was not ready in
     `start_timeout_s`, with its last lines.
     """
-    import asyncio
-
     from loadgen.errors import UserError
 
     if engine.command is None:
@@ -81,17 +79,17 @@ async def launched(
         )
     port = _port(config.port)
     url = f"http://127.0.0.1:{port}"
-    log = Log(on_log)
-    async with _running(engine.command(config, port), config, engine.stop_s, log) as (process, pid):
+    argv = engine.command(config, port)
+    async with _running(argv, config, engine.stop_s, on_log) as (process, pid, log):
         await _ready(url, engine, process, log, start_timeout_s)
         yield Launched(url, pid, log)
 
 
 @asynccontextmanager
 async def _running(
-    argv: Sequence[str], config: ServerConfig, stop_s: float, log: Log
-) -> AsyncIterator[tuple[Process, int]]:
-    """The supervisor's process and the server's pid, 0 where it could not be run; `log` is fed.
+    argv: Sequence[str], config: ServerConfig, stop_s: float, on_log: Callable[[str], None] | None
+) -> AsyncIterator[tuple[Process, int, Log]]:
+    """The supervisor's process, the server's pid (0 where it could not be run), and its log.
 
     The output is read in callbacks, not in a task: a server must never wait for us to read.
     """
@@ -102,9 +100,10 @@ async def _running(
     ours.setblocking(False)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
+    log = Log(reader, on_log)
 
     def drain() -> None:
-        if log.read(reader):
+        if log.read():
             loop.remove_reader(reader)
 
     loop.add_reader(reader, drain)
@@ -117,13 +116,13 @@ async def _running(
         pid = 0
         try:
             pid = int(await loop.sock_recv(ours, 32) or b"0")
-            yield process, pid
+            yield process, pid, log
         finally:
             ours.close()
             await _ended(process, pid, stop_s)
     finally:
         loop.remove_reader(reader)
-        log.read(reader)
+        log.read()
         log.close()
         os.close(reader)
         ours.close()
@@ -200,6 +199,7 @@ async def _ready(
                 answered = await _answers(session, url + engine.ready_path)
                 await asyncio.wait({exited}, timeout=0 if answered else pause)
                 if exited.done():
+                    log.read()
                     raise ServerError(_died(engine.name, exited.result(), tuple(log.lines)))
                 if answered:
                     return
@@ -242,17 +242,18 @@ async def _ended(process: Process, pid: int, stop_s: float) -> None:
 
 
 class Log:
-    """The last LOG_LINES lines of a byte stream; `on_line` gets each as it is complete."""
+    """The last LOG_LINES lines of a pipe; `on_line` gets each as it is complete."""
 
-    def __init__(self, on_line: Callable[[str], None] | None = None) -> None:
+    def __init__(self, pipe: int = -1, on_line: Callable[[str], None] | None = None) -> None:
+        self._pipe = pipe
         self.lines: deque[str] = deque(maxlen=LOG_LINES)
         self._on_line = on_line
         self._rest = b""
 
-    def read(self, pipe: int) -> bool:
-        """Takes all that is in the pipe, which does not block. True at its end."""
+    def read(self) -> bool:
+        """Takes all that is in the pipe, which must not block. True at its end."""
         with suppress(BlockingIOError):
-            while data := os.read(pipe, 1 << 16):
+            while data := os.read(self._pipe, 1 << 16):
                 self.feed(data)
             return True
         return False

@@ -1,0 +1,203 @@
+"""A whole run against the simulator: its truth, an independent peer, what the file holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+from aiohttp.test_utils import TestServer
+
+from loadgen.errors import UserError
+from loadgen.measure import Attach, Job, _masked, _without_paths, measure
+from loadgen.store import read
+from loadgen.summarize import summarize
+from loadgen.types import (
+    ClosedLoop,
+    Dataset,
+    Message,
+    PromptRecord,
+    RequestRecord,
+    Sampling,
+    Scenario,
+    ServerConfig,
+    SpecConfig,
+    Summary,
+)
+from scenarios import prompts as sets
+from servers import openai as generic
+from servers import simulator
+
+SCENARIO = Scenario(
+    name="t",
+    dataset=Dataset(categories=("coding", "roleplay"), limit=4),
+    loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
+    sampling=Sampling(max_output_tokens=40),
+    warmup_requests=2,
+)
+ENGINES = {"simulated": simulator.ENGINE, "openai": generic.ENGINE}
+
+
+@contextlib.asynccontextmanager
+async def simulated(method: str = "eagle3") -> AsyncIterator[str]:
+    settings = simulator.preset(method, base_s=1e-3, per_token_s=1e-6, prefill_s_per_token=1e-6)
+    async with TestServer(simulator.app(settings)) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+def job(out: Path, scenario: Scenario = SCENARIO, **changes: Any) -> Job:
+    fields: dict[str, Any] = {
+        "scenario": scenario,
+        "prompts": sets.read(scenario.dataset),
+        "warmup": sets.warmup(),
+        "engines": ENGINES,
+        "out": out,
+        "say": lambda line: None,
+        "watch": lambda plan: contextlib.nullcontext(lambda record: None),
+    }
+    return Job(**(fields | changes))
+
+
+async def run(url: str, out: Path, **changes: Any) -> tuple[Summary, list[RequestRecord]]:
+    path, reason = await measure(url, job(out, **changes))
+    assert reason == "completed"
+    records = [r for r in read(path).records if isinstance(r, RequestRecord)]
+    return summarize(read(path), simulator.ENGINE), records
+
+
+async def test_every_source_says_what_the_simulator_did(tmp_path: Path) -> None:
+    async with simulated() as url:
+        summary, _ = await run(url, tmp_path)
+    assert summary.info.server.simulated
+    assert summary.end == "completed"
+    for phase in summary.phases:
+        by_source = {a.source: a for a in phase.acceptance}
+        assert set(by_source) == {"per-request figures", "server counters", "chunks"}
+        first, second = by_source["per-request figures"], by_source["server counters"]
+        assert first.drafts == second.drafts
+        assert first.accepted_tokens == second.accepted_tokens
+        assert first.joint_by_position == second.joint_by_position
+        lengths = {a.acceptance_length for a in phase.acceptance}
+        assert len(lengths) == 1, "three sources, one acceptance length"
+        assert first.overrun_tokens is not None
+        assert first.overrun_tokens >= 0
+        assert phase.requests.completed == phase.requests.sent
+    codes = {c.code for c in summary.caveats}
+    assert not codes & {"foreign-traffic", "chunks-not-steps", "server-not-idle", "request-errors"}
+
+
+async def test_multi_turn_dialogues_carry_the_models_own_answers(tmp_path: Path) -> None:
+    async with simulated() as url:
+        _, records = await run(url, tmp_path)
+    turns = {r.prompt_id: r for r in records if r.turn == 1 and r.phase == "c=1"}
+    assert set(turns) == {"coding-04", "roleplay-04"}
+    for record in records:
+        if record.phase == "c=1" and record.turn == 0 and record.prompt_id in turns:
+            later = turns[record.prompt_id]
+            assert later.isl_tokens is not None
+            assert record.isl_tokens is not None
+            assert later.isl_tokens > record.isl_tokens + record.osl_tokens * 0.5
+            assert later.sent_s > record.end_s
+
+
+async def test_speculation_off_is_off(tmp_path: Path) -> None:
+    async with simulated("none") as url:
+        summary, _ = await run(url, tmp_path)
+    for phase in summary.phases:
+        assert [a.state for a in phase.acceptance] == ["off"]
+        assert phase.step_time_s is not None
+
+
+async def test_an_independent_peer_counts_the_same_tokens(tmp_path: Path) -> None:
+    """The openai SDK, the same server and prompts, concurrency 4."""
+    async with simulated() as url:
+        _, records = await run(url, tmp_path)
+        ours = {
+            r.prompt_id: (r.isl_tokens, r.osl_tokens)
+            for r in records
+            if r.phase == "c=4" and r.turn == 0
+        }
+        asked = {p.prompt_id: p for p in sets.read(SCENARIO.dataset)}
+        gate = asyncio.Semaphore(4)
+        async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="none") as client:
+            models = await client.models.list()
+            model = models.data[0].id
+
+            async def one(prompt_id: str) -> tuple[str, tuple[int, int]]:
+                async with gate:
+                    text = asked[prompt_id].messages[0].content
+                    stream = await client.chat.completions.create(
+                        model=model,
+                        messages=[{"role": "user", "content": text}],
+                        max_tokens=40,
+                        temperature=0,
+                        stream=True,
+                        stream_options={"include_usage": True},
+                    )
+                    usage = None
+                    async for chunk in stream:
+                        usage = chunk.usage or usage
+                    assert usage is not None
+                    return prompt_id, (usage.prompt_tokens, usage.completion_tokens)
+
+            theirs = dict(await asyncio.gather(*(one(p) for p in ours)))
+    assert len(ours) == 8
+    assert theirs == ours
+
+
+async def test_the_chat_api_is_measured_too(tmp_path: Path) -> None:
+    async with simulated() as url:
+        summary, records = await run(url, tmp_path, attach=Attach(api="chat"))
+    assert summary.info.server.api == "chat"
+    assert all(r.osl_tokens == r.usage_tokens for r in records)
+
+
+@pytest.mark.parametrize(("text", "kept"), [("cut", 2000), ("all", 5000), ("none", None)])
+async def test_texts_in_the_file(tmp_path: Path, text: str, kept: int | None) -> None:
+    long = msgspec.structs.replace(
+        sets.read(SCENARIO.dataset)[0],
+        messages=(Message(role="user", content="word " * 1000),),
+        later_turns=(),
+    )
+    async with simulated() as url:
+        path, _ = await measure(url, job(tmp_path, prompts=(long,), text=text))
+    (prompt,) = [r for r in read(path).records if isinstance(r, PromptRecord)]
+    assert (None if prompt.text is None else len(prompt.text)) == kept
+    answers = [r.text for r in read(path).records if isinstance(r, RequestRecord)]
+    assert all((answer is None) == (text == "none") for answer in answers)
+
+
+async def test_prompts_that_do_not_fit_stop_before_the_run(tmp_path: Path) -> None:
+    scenario = msgspec.structs.replace(SCENARIO, sampling=Sampling(max_output_tokens=10**6))
+    async with simulated() as url:
+        with pytest.raises(UserError, match="prompts do not fit"):
+            await measure(url, job(tmp_path, scenario))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_launched_config_leaves_its_paths_and_secrets_behind() -> None:
+    config = ServerConfig(
+        engine="vllm",
+        model="/models/llama",
+        executable=("/opt/venv/bin/vllm",),
+        env={"HF_TOKEN": "s"},
+        extra_args=("--api-key", "s3cret", "--hf-token=s3cret", "--max-num-batched-tokens", "8"),
+        spec=SpecConfig(method="eagle3", draft_model="/models/head", draft_depth=3),
+    )
+    kept = _without_paths(config)
+    assert kept.model == "llama"
+    assert kept.executable == ("vllm",)
+    assert kept.env == {}
+    assert kept.spec is not None
+    assert kept.spec.draft_model == "head"
+    assert kept.extra_args == (
+        "--api-key", "***", "--hf-token=***", "--max-num-batched-tokens", "8",
+    )  # fmt: skip
+    assert _masked(("--tokenizer", "x", "--tokenizer-mode=slow")) == (
+        "--tokenizer", "x", "--tokenizer-mode=slow",
+    )  # fmt: skip
