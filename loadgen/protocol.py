@@ -290,47 +290,64 @@ class _Steps:
     """Decode steps read off cumulative timings: all tokens of a step carry one `predicted_ms`.
 
     llama.cpp, `timings_per_token` (b11434 and b11549): a step that verified a draft is one in which
-    `draft_n` grew, by the tokens drafted; `draft_n_accepted` grew by those accepted.
+    `draft_n` grew, by the tokens drafted; `draft_n_accepted` grew by those accepted. A token whose
+    bytes are half a character has no event of its own; its count arrives with the next one, which
+    may be of a later step. A step gives its accepted tokens and one more: what a group holds beyond
+    that is owed to the step before, or were steps of one token without an event.
     """
 
-    __slots__ = ("accepted", "drafted", "ms", "n_accepted", "n_draft", "tokens")
+    __slots__ = ("_accepted", "_before", "_drafted", "_groups", "_ms")
 
     def __init__(self) -> None:
-        self.tokens = array("I")
-        self.ms = -1.0
-        self.n_draft = self.n_accepted = 0
-        self.drafted: list[int] = []
-        self.accepted: list[int] = []
+        self._groups: list[int] = []  # tokens by predicted_ms
+        self._drafted: list[int] = []  # draft tokens a group, 0 where it had no draft
+        self._accepted: list[int] = []
+        self._ms = -1.0
+        self._before = (0, 0)
 
     def add(self, timings: Timings, tokens: int) -> None:
-        if timings.predicted_ms == self.ms and self.tokens:
-            self.tokens[-1] += tokens
-        else:
-            self.ms = timings.predicted_ms
-            self.tokens.append(tokens)
-        n_draft, n_accepted = timings.draft_tokens or 0, timings.accepted_tokens or 0
-        if n_draft > self.n_draft:
-            self.drafted.append(n_draft - self.n_draft)
-            self.accepted.append(n_accepted - self.n_accepted)
-            self.n_draft, self.n_accepted = n_draft, n_accepted
+        if timings.predicted_ms != self._ms:
+            self._ms = timings.predicted_ms
+            drafted, accepted = timings.draft_tokens or 0, timings.accepted_tokens or 0
+            self._groups.append(0)
+            self._drafted.append(drafted - self._before[0])
+            self._accepted.append(accepted - self._before[1])
+            self._before = drafted, accepted
+        self._groups[-1] += tokens
+
+    def passes(self) -> U32:
+        """Tokens of each target pass, prefill first."""
+        found: U32 = array("I")
+        owed = 0  # tokens of earlier steps that were held back
+        for tokens, accepted in zip(self._groups, self._accepted, strict=True):
+            spare = tokens - accepted - 1
+            late = min(spare, owed)
+            if late > 0:
+                found[-1] += late
+                tokens, spare, owed = tokens - late, spare - late, owed - late
+            found.extend([1] * max(spare, 0))
+            found.append(tokens - max(spare, 0))
+            owed += max(-spare, 0)
+        return found
 
     def counters(self) -> SpecCounters:
-        steps = max(len(self.tokens) - 1, 0)
-        if not self.drafted:
+        steps = max(len(self.passes()) - 1, 0)
+        drafts = [(d, a) for d, a in zip(self._drafted, self._accepted, strict=True) if d > 0]
+        if not drafts:
             # Nothing drafted and speculation off look alike here: acceptance knows which it is.
             return SpecCounters(steps=steps)
-        depth = max(self.drafted)
+        depth = max(d for d, _ in drafts)
         histogram = [0] * (depth + 1)
-        for accepted in self.accepted:
+        for _, accepted in drafts:
             histogram[min(max(accepted, 0), depth)] += 1
         return SpecCounters(
             steps=steps,
-            drafts=len(self.drafted),
-            draft_tokens=self.n_draft,
-            accepted_tokens=self.n_accepted,
+            drafts=len(drafts),
+            draft_tokens=sum(d for d, _ in drafts),
+            accepted_tokens=sum(a for _, a in drafts),
             accepted_histogram=tuple(histogram),
             accepted_by_position=survivors(tuple(histogram)),
-            drafted_by_position=tuple(sum(n > j for n in self.drafted) for j in range(depth)),
+            drafted_by_position=tuple(sum(d > j for d, _ in drafts) for j in range(depth)),
         )
 
 
@@ -519,7 +536,7 @@ class Tally:
             token_count_source=self._source,
             chunk_gaps_us=gaps_us(self._stamps, sent),
             chunk_tokens=self._chunks if counted else None,
-            step_tokens=self._steps.tokens if self._steps is not None else None,
+            step_tokens=self._steps.passes() if self._steps is not None else None,
             finish_reason=self.finish_reason,
             spec=self._figures(),
             output_token_ids=self._ids if self._source == "ids" else None,

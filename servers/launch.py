@@ -282,7 +282,7 @@ class Log:
 # ECMA-48: CSI, OSC and the other string sequences, two-byte escapes; then whatever control is left.
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?"
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
 )
 
 

@@ -171,6 +171,42 @@ def test_llamacpp_steps_are_groups_of_equal_predicted_ms() -> None:
     assert record.spec.draft_tokens == 29
 
 
+def timed(n: int, ms: float, draft: int = 0, accepted: int = 0) -> bytes:
+    drafts = f',"draft_n":{draft},"draft_n_accepted":{accepted}' if draft else ""
+    timings = f'{{"predicted_n":{n},"predicted_ms":{ms}{drafts}}}'
+    return f'data: {{"choices":[{{"text":"x"}}],"timings":{timings}}}\n\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ("events", "passes", "drafts"),
+    [
+        # the prefill's token is half a character: its count comes with the first drafted step
+        ([timed(2, 93.7, 3, 3), timed(3, 93.7, 3, 3), timed(5, 93.7, 3, 3)], [1, 4], 1),
+        # so is that of a step without a draft
+        ([timed(1, 0.001), timed(3, 9.0), timed(4, 12.0)], [1, 1, 1, 1], None),
+        # held back inside a step: nothing is missing
+        ([timed(1, 0.001), timed(2, 9.0, 3, 2), timed(4, 9.0, 3, 2)], [1, 3], 1),
+        # the last token of a drafted step is held back into the next step
+        ([timed(1, 0.001), timed(4, 9.0, 3, 3), timed(6, 12.0, 3, 3)], [1, 4, 1], 1),
+        # an EOS inside an accepted burst: fewer than accepted + 1 are delivered
+        ([timed(1, 0.001), timed(2, 9.0, 3, 3), timed(3, 9.0, 3, 3)], [1, 2], 1),
+    ],
+)
+def test_tokens_held_back_for_half_a_character(
+    events: list[bytes], passes: list[int], drafts: int | None
+) -> None:
+    """As seen on llama.cpp b11549 with multilingual prompts."""
+    tally = Tally(decode_openai)
+    for index, event in enumerate(events):
+        tally.feed(1.0 + index, event)
+    record = tally.record(REQUEST, Completed(), zero=0.0, sent=0.5, ended=9.0)
+    assert record.step_tokens is not None
+    assert record.step_tokens.tolist() == passes
+    assert record.spec is not None
+    assert record.spec.drafts == drafts
+    assert record.spec.steps == len(passes) - 1
+
+
 def test_final_usage_alone_gives_a_count_and_no_chunk_figures() -> None:
     record = tally_of("llamacpp-ngram.sse")
     assert record.chunk_tokens is None
