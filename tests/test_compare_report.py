@@ -94,7 +94,7 @@ def test_a_simulated_server_says_so_before_anything_else() -> None:
     info = change(run.info, server=change(run.info.server, simulated=True))
     page = render(with_summary(compared(), change(run, info=info)))
     assert page.startswith("SIMULATED: ")
-    assert "engine spec       SIMULATED, there is no model: llamacpp" in page
+    assert "engine spec       SIMULATED: no engine and no model ran; figures follow from" in page
 
 
 def test_what_else_differs_is_listed() -> None:

@@ -1,4 +1,4 @@
-"""reports/table.py: stored pages at three widths, the verdict by case, and what holds for all.
+"""reports/table.py and page.py: stored pages at three widths, the verdict by case, laws of layout.
 
 The pages under tests/data/golden-table-*.txt are to be looked at, not only compared. After a wanted
 change: DRAFTLOAD_GOLDEN=1 python -m pytest tests/test_table.py tests/test_compare_report.py, then
@@ -25,18 +25,8 @@ from loadgen.types import (
     Study,
     Summary,
 )
-from reports.table import (
-    Column,
-    bar,
-    clean,
-    fitted,
-    listed,
-    render,
-    scale,
-    speculation,
-    verdict,
-    wrapped,
-)
+from reports.page import Column, bar, clean, facts, grid, listed, speculation, whiskers, wrapped
+from reports.table import render, verdict
 from tests.studies import (
     blank_study,
     caveats,
@@ -119,10 +109,72 @@ def test_cancelled_requests_are_counted_and_are_no_failure() -> None:
 
 def test_a_simulated_server_says_so_before_anything_else() -> None:
     run = summary()
-    run = change(run, info=change(run.info, server=change(server(), simulated=True)))
-    page = render(with_summary(single(), run))
-    assert page.startswith("SIMULATED: ")
-    assert "engine       SIMULATED, there is no model: llamacpp" in page
+    fake = change(server(), simulated=True, engine="simulated", version="simulated-0.1.0")
+    page = render(with_summary(single(), change(run, info=change(run.info, server=fake))))
+    assert page.startswith("SIMULATED: smollm2")
+    said = "SIMULATED: no engine and no model ran; figures follow from the settings of simulated-0"
+    assert said in flat(page)
+
+
+@pytest.mark.parametrize(
+    ("verified", "shown"),
+    [
+        ("metrics seen on vLLM 0.32.0, launch flags not verified on a live server", True),
+        ("asked of the server; no one server was verified", True),
+        ("seen on llama.cpp b11549", False),
+        ("", False),
+    ],
+)
+def test_what_was_never_seen_on_a_live_server_has_a_row(verified: str, shown: bool) -> None:
+    run = summary()
+    info = change(run.info, server=change(server(), verified=verified))
+    page = flat(render(with_summary(single(), change(run, info=info))))
+    assert ("context 2,048 verified " in page) == shown
+    assert not shown or f" verified {verified} speculation " in page
+
+
+def second(**changes: object) -> str:
+    """The acceptance block of a phase whose second source is its first with `changes`."""
+    other = change(per_request(), source="server counters", interval=None, **changes)
+    page = flat(render(with_summary(single(), changed(acceptance=(per_request(), other)))))
+    return page[page.index("AL, second source") : page.index("AL by dialogue")]
+
+
+def test_a_second_source_that_says_the_same_is_one_line() -> None:
+    line = "AL, second source, server counters: the same at every load "
+    assert second() == second(acceptance_length=1.4649) == line
+    assert second(acceptance_length_drafted=None, draft_coverage=None) == line
+    assert second(unverified=True) == f"{line[:-1]}, chunks taken for steps: unverified "
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"acceptance_length": 1.47}, "c=8 1.47 over 1,027 steps"),
+        ({"steps": 1028}, "c=8 1.46 over 1,028 steps"),
+        ({"draft_coverage": 0.3}, "c=8 1.46 over 1,027 steps; where drafted 3.13, coverage 30.0 %"),
+        ({"overrun_tokens": 9}, "9 tokens emitted past the end, not delivered"),
+        ({"acceptance_length": None, "why_missing": "no page"}, "c=8 – (no page)"),
+    ],
+)
+def test_a_second_source_that_says_anything_else_is_listed(
+    changes: dict[str, object], said: str
+) -> None:
+    assert "the same" not in second(**changes)
+    assert said in second(**changes)
+
+
+def test_a_second_source_that_is_missing_at_a_load_is_listed() -> None:
+    page = flat(render(single()))
+    assert "the same at every load" not in page
+    assert "AL, second source: pooled over steps, from server counters" in page
+    other = change(per_request(), source="server counters")
+    phases = (
+        change(phase(1), acceptance=(per_request(1),)),
+        change(phase(8), acceptance=(per_request(), other)),
+    )
+    page = flat(render(with_summary(single(), change(summary(), phases=phases))))
+    assert "the same at every load" not in page
 
 
 def test_unknown_steps_show_a_range_and_missing_acceptance_its_reason() -> None:
@@ -292,36 +344,44 @@ def test_clean_text_is_printable_and_plain_text_is_kept(text: str) -> None:
 def test_a_narrow_page_drops_unmeasured_columns_then_the_least_important() -> None:
     columns = [
         Column(head="load", cells=("c=1",)),
-        Column(head="first", cells=("1",), drop=1),
+        Column(head="first", cells=("1",), drop=1, name="first"),
         Column(head="empty", cells=("–",), drop=1, name="nothing"),
-        Column(head="later", cells=("2",), drop=5),
+        Column(head="later", cells=("2",), drop=5, name="last"),
     ]
-    assert fitted(columns, 25)[1] == []
-    assert fitted(columns, 24)[1] == ["nothing"]
-    assert fitted(columns, 17)[1] == ["nothing", "later"]
-    assert [c.head for c in fitted(columns, 3)[0]] == ["load"]
+
+    def heads_and_note(width: int) -> list[str]:
+        lines = [line.plain.strip() for line in grid(columns, width)]
+        return [" ".join(lines[0].split()), " ".join(lines[3:])]
+
+    assert heads_and_note(25) == ["load first empty later", ""]
+    assert heads_and_note(24) == ["load first later", "Not shown at 24 columns: nothing."]
+    assert heads_and_note(17)[0] == "load first"
+    assert heads_and_note(10) == ["load", "Not shown at 10 columns: first, nothing, last."]
+    assert len(grid(columns, 10, tell=False)) == 3
 
 
 def test_decimal_points_stand_in_line() -> None:
     column = Column(head="ms", cells=("9.87", "1,234", "–", "22.0"))
-    assert column.texts() == ("      ms", ("    9.87", "1,234   ", "    –   ", "   22.0 "))
+    assert column.lines() == ["      ms", "    9.87", "1,234   ", "    –   ", "   22.0 "]
+    assert column.lines(height=2)[:2] == ["        ", "      ms"]
 
 
 @pytest.mark.parametrize(
     ("share", "drawn"),
-    [(None, ""), (0.0, ""), (0.03125, "▎"), (0.5, "████"), (1.0, "████████"), (7.0, "████████")],
+    [(0.0, ""), (0.015625, "▎"), (0.25, "████"), (1.0, "█" * 16), (7.0, "█" * 16)],
 )
-def test_bars(share: float | None, drawn: str) -> None:
-    assert bar(share, width=8) == drawn
+def test_bars(share: float, drawn: str) -> None:
+    assert bar(share) == drawn
 
 
 def test_whiskers_mark_one_and_arrows_show_what_leaves_the_scale() -> None:
-    around = Interval(low=0.5, high=4.0, kind="")
-    drawn = scale([(1.2, None), (0.9, around)], 19)
-    assert drawn.head("×") == "0.60×    1×   1.40×"
-    assert drawn.row(1.2, None) == "         ┊    ●    "
-    assert drawn.row(0.9, around) == "◂──────●─┼────────▸"
-    assert drawn.row(None, None) == "         ┊         "
+    points = [(1.2, None), (0.9, Interval(low=0.5, high=4.0, kind="")), (None, None)]
+    assert whiskers(points, points, 19, "×").lines() == [
+        "0.60×    1×   1.40×",
+        "         ┊    ●    ",
+        "◂──────●─┼────────▸",
+        "         ┊         ",
+    ]
 
 
 def test_words_for_speculation() -> None:
@@ -330,4 +390,31 @@ def test_words_for_speculation() -> None:
     bare = change(server(), config=None, spec_reported=None)
     assert speculation(bare) == "speculation k = 3"
     assert speculation(change(bare, state="unknown", draft_depth=None)) == "speculation unknown"
+    told = change(bare, spec_reported="eagle3 k=3")
+    assert speculation(told) == "eagle3 k=3"
+    assert speculation(change(told, spec_reported="eagle3")) == "eagle3 k = 3"
+
+
+@pytest.mark.parametrize(
+    ("launched", "reported", "row"),
+    [
+        (True, "ngram_simple, n 3", "ngram k = 3 (reported: ngram_simple, n 3)"),
+        (True, "ngram k=3", "ngram k = 3"),
+        (True, "ngram", "ngram k = 3"),
+        (True, "ngram k=33", "ngram k = 3 (reported: ngram k=33)"),
+        (True, None, "ngram k = 3"),
+        (False, "eagle3 k=3", "eagle3 k=3"),
+        (False, "eagle3 k = 3", "eagle3 k = 3"),
+        (False, "ngram_simple, n 3", "ngram_simple, n 3 k = 3"),
+    ],
+)
+def test_what_the_server_reports_is_said_once(
+    launched: bool, reported: str | None, row: str
+) -> None:
+    here = change(server(), spec_reported=reported)
+    info = change(summary().info, server=here if launched else change(here, config=None))
+    assert facts(info)["speculation"] == row
+
+
+def test_lists_in_words() -> None:
     assert [listed(["a", "b", "c"][:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]

@@ -1,0 +1,501 @@
+"""What the text reports share: how text is laid out, and the blocks that stand in each of them.
+
+Whatever comes from outside is made harmless in `clean`; prose wraps between figures and never
+inside one; a table that is too wide loses its least important columns and says which. Must not:
+compute a figure, talk to a server, read the environment: the same study gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+from rich.text import Text
+
+from loadgen.types import (
+    Acceptance,
+    Distribution,
+    Interval,
+    PhaseSummary,
+    RunInfo,
+    ServerInfo,
+    Study,
+    Summary,
+)
+from reports import units
+from reports.units import MISSING
+
+Section = list[Text]
+"""Lines that belong together; a page has a blank line between sections."""
+Row = tuple[str, PhaseSummary]
+"""A run's label ('' where there is one run) and one of its phases."""
+Point = tuple[float | None, Interval | None]
+K = TypeVar("K")
+V = TypeVar("V")
+
+PROSE = 110
+"""Longer lines of prose are hard to follow, however wide the page is."""
+WIDEST_NAME = 24
+WIDEST_PLOT = 31
+WIDEST_BAR = 16
+FEW_STEPS = 30
+"""A category with fewer decode steps is marked: its interval is wide and may mislead."""
+UNKNOWN = "speculation unknown"
+NOTHING = Acceptance(source="none", state="off")
+"""In the place of an acceptance that is not there."""
+
+_WHOLE = re.compile(
+    r"\[[^\[\]]{1,30}\]|\d (?:ms|µs|s|%|tok/s|tokens?|steps?)(?!\w)|\d+ of \d|k = \d|at c=\d"
+)
+"""A figure with its unit, or an interval: a line does not break in it."""
+_BARE = re.compile(r"[\d,.]+|–")
+
+# ── text ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def clean(text: str) -> str:
+    """Text from outside, harmless in a terminal: one line, control characters spelled out."""
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def wrapped(text: str, width: int, first: str = "", rest: str = "", style: str = "") -> Section:
+    """`text` in lines of at most `width` cells, `first` and `rest` before them."""
+    text = _WHOLE.sub(lambda found: found[0].replace(" ", "\0"), clean(text))
+    width = min(width, PROSE)
+    room = max(width - max(cell_len(first), cell_len(rest)), 8)
+    lines, line, gap = [], first, ""
+    whole = (word.replace("\0", " ") for word in text.split(" "))
+    for word in (part for parts in whole for part in chop_cells(parts, room)):
+        if gap and cell_len(line + gap + word) > width:
+            lines.append(line)
+            line, gap = rest, ""
+        line, gap = line + gap + word, " "
+    return [Text(part, style=style) for part in (*lines, line)]
+
+
+def short(name: str) -> str:
+    """A name that a table can hold."""
+    name = clean(name)
+    return name if cell_len(name) <= WIDEST_NAME else chop_cells(name, WIDEST_NAME - 1)[0] + "…"
+
+
+def listed(words: Iterable[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    *most, last = [*words] or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def joined(parts: Iterable[str]) -> str:
+    """The parts that say something, a comma between them."""
+    return ", ".join(filter(None, parts))
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """What belongs to each key, keys in the order in which they first come."""
+    groups: dict[K, list[V]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
+def text_of(sections: Iterable[Section], study: Study) -> str:
+    """The sections that hold something, a blank line between them."""
+    console = Console(
+        color_system="standard" if study.color else None, no_color=False, force_jupyter=False
+    )
+    with console.capture() as out:
+        for section in filter(None, sections):
+            console.print(*section, "", sep="\n", soft_wrap=True)
+    return "\n".join(line.rstrip() for line in out.get().rstrip("\n").split("\n")) + "\n"
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table. `drop` 0 stays; the highest goes first when the page is narrow."""
+
+    head: str
+    cells: Sequence[str]
+    drop: int = 0
+    name: str = ""
+    left: bool = False
+
+    def lines(self, height: int = 1) -> list[str]:
+        """`height` lines of head, then the cells: of one width, decimal points in line."""
+        heads, cells = [clean(h) for h in self.head.split("\n")], [clean(c) for c in self.cells]
+        if not self.left:
+            tails = [len(c) - c.find(".") if _BARE.fullmatch(c) and "." in c else 0 for c in cells]
+            cells = [c + " " * (max(tails) - tail) for c, tail in zip(cells, tails, strict=True)]
+        texts = [*[""] * (height - len(heads)), *heads, *cells]
+        spaces = [" " * (max(map(cell_len, texts)) - cell_len(text)) for text in texts]
+        pairs = zip(texts, spaces, strict=True)
+        return [text + space if self.left else space + text for text, space in pairs]
+
+
+def span(columns: Iterable[Column]) -> int:
+    """How many cells the columns take side by side."""
+    return sum(cell_len(column.lines()[0]) + 2 for column in columns) - 2
+
+
+def grid(columns: Sequence[Column], width: int, *, tell: bool = True) -> Section:
+    """A table of the columns that fit; `tell` names the others in a note below it.
+
+    A column in which nothing was measured goes before any other.
+    """
+    kept = list(columns)
+    while span(kept) > width and (loose := [c for c in kept if c.drop]):
+        kept.remove(max(loose, key=lambda c: (set(c.cells) == {MISSING}, c.drop)))
+    height = max(column.head.count("\n") + 1 for column in kept)
+    lines = ["  ".join(row) for row in zip(*(c.lines(height) for c in kept), strict=True)]
+    section = [Text(line, style="dim") for line in (*lines[:height], "─" * span(kept))]
+    section += map(Text, lines[height:])
+    for line in section:
+        line.truncate(width, overflow="ellipsis")
+    dropped = ", ".join(c.name for c in columns if c not in kept)
+    note = f"Not shown at {width} columns: {dropped}."
+    return section + (wrapped(note, width, style="dim") if dropped and tell else [])
+
+
+def bar(share: float) -> str:
+    """A share 0…1 as a horizontal bar, to an eighth of a cell."""
+    eighths = round(min(max(share, 0.0), 1.0) * WIDEST_BAR * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def whiskers(points: Sequence[Point], every: Sequence[Point], width: int, unit: str) -> Column:
+    """Each value with its interval, a dotted line at 1, on a scale that fits `every` point.
+
+    It spans the values, and their intervals up to twice as far from 1 as any value; arrows show
+    where an interval goes on.
+    """
+    values = [value for value, _ in every if value is not None] or [1.0]
+    ends = [*values, *(end for _, i in every if i is not None for end in (i.low, i.high)), 1.0]
+    reach = 2 * max(abs(value - 1) for value in values) or 0.5
+    low = max(min(ends), 1 - reach)
+    high = max(min(max(ends), 1 + reach), low + 0.1)
+
+    def cell(value: float) -> int:
+        return min(max(round((value - low) / (high - low) * (width - 1)), 0), width - 1)
+
+    def row(value: float | None, around: Interval | None) -> str:
+        line = [" "] * width
+        if around is not None:
+            for at in range(cell(around.low), cell(around.high) + 1):
+                line[at] = "─"
+            line[0] = "◂" if around.low < low else line[0]
+            line[-1] = "▸" if around.high > high else line[-1]
+        line[one] = {" ": "┊", "─": "┼"}.get(line[one], line[one])
+        if value is not None:
+            line[cell(value)] = "●"
+        return "".join(line)
+
+    one, mark = cell(1.0), f"1{unit}"
+    head = f"{units.number(low)}{unit}"
+    head += f"{units.number(high)}{unit}".rjust(width - len(head))
+    if not head[max(one - 1, 0) : one + len(mark) + 1].strip():
+        head = head[:one] + mark + head[one + len(mark) :]
+    return Column(head, [row(*point) for point in points], left=True)
+
+
+# ── words for what was run ───────────────────────────────────────────────────────────────────────
+
+
+def load_label(run: str, phase: PhaseSummary) -> str:
+    """'[1] c=8 repeat 2', 'c=8' where there is one run and repeat: c as the flag -c has it."""
+    again = f" repeat {phase.repeat + 1}" if phase.repeat else ""
+    return f"{run} c={phase.load.concurrency}{again}".strip()
+
+
+def speculation(server: ServerInfo) -> str:
+    """'ngram k = 3', 'no speculation', or that it is not known."""
+    if server.state == "off":
+        return "no speculation"
+    spec = server.config.spec if server.config is not None else None
+    name = spec.method if spec is not None else server.spec_reported
+    if name is None and server.state == "unknown":
+        return UNKNOWN
+    depth = spec.draft_depth or spec.draft_tokens if spec is not None else None
+    depth = depth or server.draft_depth
+    told = spec is None and re.search(r"\bk ?=", name or "")
+    return (name or "speculation") + (f" k = {depth}" if depth and not told else "")
+
+
+def trouble(summary: Summary) -> str:
+    """What a reader must know before any figure: '' for a clean run, else '…; '."""
+    said = f"run {summary.end}; " if summary.end else "unfinished run, its end was not recorded; "
+    failed = {kind: total(summary.phases, kind) for kind in ("refused", "broke", "timed_out")}
+    how = listed(f"{count:,} {kind.replace('_', ' ')}" for kind, count in failed.items() if count)
+    share = f"{sum(failed.values()):,} of {total(summary.phases, 'sent'):,} requests failed"
+    return ("" if summary.end == "completed" else said) + (f"{share} ({how}); " if how else "")
+
+
+def total(phases: Iterable[PhaseSummary], kind: str) -> int:
+    """The requests of one kind, a field of RequestCounts, in all phases."""
+    return sum(getattr(phase.requests, kind) for phase in phases)
+
+
+def best(phase: PhaseSummary) -> Acceptance:
+    """The first source."""
+    return phase.acceptance[0] if phase.acceptance else NOTHING
+
+
+def dist(phase: PhaseSummary, metric: str) -> Distribution:
+    """All None where it is absent."""
+    return phase.distributions.get(metric, Distribution(n=0))
+
+
+def length(acceptance: Acceptance) -> str:
+    """Acceptance length as a cell: '1.51', or its range, or a dash."""
+    if acceptance.acceptance_length is None:
+        return units.interval(acceptance.interval)
+    return units.number(acceptance.acceptance_length)
+
+
+def length_over(acceptance: Acceptance, steps: str) -> str:
+    """Acceptance length with its interval and steps: '1.51 [1.40, 1.63] over 1,027 steps'."""
+    text, around = length(acceptance), units.interval(acceptance.interval)
+    over = f"over {units.count(acceptance.steps)} {steps}" if acceptance.steps is not None else ""
+    return " ".join(filter(None, (text, around if around not in (MISSING, text) else "", over)))
+
+
+# ── header ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def facts(info: RunInfo) -> dict[str, str]:
+    """The header of a run: what, on what, how asked, from where. '' has no row."""
+    server, client, scenario = info.server, info.client, info.scenario
+    asked, stop, verified = scenario.sampling, scenario.stop, server.verified
+    engine = f"{server.engine} {server.version or 'version unknown'}"
+    if server.simulated:
+        of = engine.replace("simulated simulated", "simulated")
+        engine = f"SIMULATED: no engine and no model ran; figures follow from the settings of {of}"
+    label, said = speculation(server), server.spec_reported or ""
+    known = {text.replace(" ", "") for text in ("", label, label.split(" k = ")[0])}
+    more = f" (reported: {said})" if said.replace(" ", "") not in known else ""
+    running, context = units.count(server.max_running), units.count(server.max_model_len)
+    rows = {
+        "model": [server.model],
+        "engine": [
+            engine,
+            f"at most {running} running" if server.max_running is not None else "",
+            f"context {context}" if server.max_model_len is not None else "",
+            "chat API: the server templates the prompts" if server.api == "chat" else "",
+        ],
+        "verified": [verified if re.search("not verified|no one server was", verified) else ""],
+        "speculation": [label + more],
+        "scenario": [
+            f"{scenario.name} at {listed(f'c={load.concurrency}' for load in scenario.loads)}",
+            f"{units.count(stop.requests)} dialogues a load" if stop.requests else "",
+            f"{units.duration(stop.duration_s)} a load" if stop.duration_s else "",
+            f"{scenario.repeats} repeats" if scenario.repeats > 1 else "",
+        ],
+        "sampling": [
+            f"temperature {asked.temperature:g}, top-p {asked.top_p:g}",
+            f"seed {asked.seed}" if asked.seed is not None else "",
+            f"at most {units.count(asked.max_output_tokens)} output tokens",
+            "EOS ignored" if asked.ignore_eos else "",
+        ],
+        "client": [
+            f"draftload {client.draftload}, Python {client.python}, aiohttp {client.aiohttp}",
+            f"{client.loop}, {client.cores} cores, {client.machine}",
+        ],
+        "started": [info.started_at],
+    }
+    return {key: joined(parts) for key, parts in rows.items()}
+
+
+def header(runs: Sequence[tuple[str, RunInfo]], width: int) -> Section:
+    """Facts that all runs share once, others a line a run, under the run's label."""
+    every = [(label, facts(info)) for label, info in runs]
+    rows: dict[str, str] = {}
+    for key, value in every[0][1].items():
+        if all(known[key] == value for _, known in every):
+            rows[key] = value
+        else:
+            rows |= {f"{key} {label}": known[key] for label, known in every}
+    rows = {key: value for key, value in rows.items() if value}
+    indent = max(map(len, rows)) + 2
+    section: Section = []
+    for key, value in rows.items():
+        section += wrapped(value, width, key.ljust(indent), " " * indent)
+    for line in section:
+        line.stylize("dim", 0, indent)
+    return section
+
+
+# ── acceptance ───────────────────────────────────────────────────────────────────────────────────
+
+
+def acceptance_block(rows: Sequence[Row], width: int) -> Section:
+    """Every source, best first: what it is, and under it its acceptance length at every load."""
+    sources = grouped(
+        (a.source, (row, a)) for row in rows for a in row[1].acceptance if a.state != "off"
+    )
+    section: Section = []
+    every = len(next(iter(sources.values()), ()))
+    for source, members in sources.items():
+        second = ", second source" if section else ""
+        same = len(members) == every and all(_agrees(a, best(row[1])) for row, a in members)
+        section += wrapped(_about(second, source, [a for _, a in members], same), width, rest="  ")
+        indent = max(cell_len(load_label(*row)) for row, _ in members) + 2
+        for row, acceptance in members if not same else ():
+            name = "  " + load_label(*row).ljust(indent)
+            first, *details = _said(acceptance)
+            text = "; ".join(filter(None, (first, ", ".join(details))))
+            section += wrapped(text, width, name, " " * len(name))
+    means = [(row, best(row[1]).acceptance_length_by_dialogue) for row in rows]
+    said = [f"{units.number(al)} at {load_label(*row)}" for row, al in means if al is not None]
+    what = "AL by dialogue: mean over dialogues, each turn's prefill a step of 1 (SPEED-Bench's): "
+    return section + (wrapped(what + ", ".join(said), width, rest="  ") if said else [])
+
+
+def _about(second: str, source: str, members: Sequence[Acceptance], same: bool) -> str:
+    """Where one source's figures and its steps come from, and what its intervals are."""
+    if source == "none":
+        return f"AL{second}: not measured"
+    found = [a for a in members if length(a) != MISSING]
+    doubt = "chunks taken for steps: unverified" if any(a.unverified for a in found) else ""
+    if same:
+        return joined((f"AL{second}, {source}: the same at every load", doubt))
+    steps = listed(dict.fromkeys(a.steps_source for a in found if a.steps_source))
+    steps = f"steps from {steps}" if steps else "the number of steps is not known"
+    kinds = listed(dict.fromkeys(a.interval.kind for a in found if a.interval is not None))
+    about = (steps if found else "", doubt, f"intervals: {kinds}" if kinds else "")
+    return joined((f"AL{second}: pooled over steps", f"from {source}", *about))
+
+
+def _agrees(second: Acceptance, first: Acceptance) -> bool:
+    """It says what the first source says and nothing more; only the interval may differ."""
+    same = (length(second), second.steps) == (length(first), first.steps)
+    known = second is not first and second.acceptance_length is not None
+    return known and same and {*_said(second)[1:]} <= {*_said(first)[1:]}
+
+
+def _said(acceptance: Acceptance) -> list[str]:
+    """What one source says at one load: length over steps, or why it is missing; then the rest."""
+    if length(acceptance) == MISSING:
+        return [MISSING + (f" ({acceptance.why_missing})" if acceptance.why_missing else "")]
+    drafted, coverage = acceptance.acceptance_length_drafted, acceptance.draft_coverage
+    lost = acceptance.overrun_tokens
+    parts = (
+        length_over(acceptance, "steps"),
+        f"where drafted {units.number(drafted)}" if drafted is not None else "",
+        f"coverage {units.percent(coverage)}" if coverage is not None else "",
+        f"{units.count(lost)} tokens emitted past the end, not delivered" if lost else "",
+    )
+    return [*filter(None, parts)]
+
+
+_CELLS: Mapping[str, tuple[str, Callable[[Acceptance], str]]] = {
+    "steps": ("steps", lambda a: units.count(a.steps)),
+    "AL": ("AL", length),
+    "interval": ("interval", lambda a: units.interval(a.interval)),
+    "AL where drafted": ("AL where\ndrafted", lambda a: units.number(a.acceptance_length_drafted)),
+    "coverage": ("coverage\n%", lambda a: units.hundredths(a.draft_coverage)),
+    "draft coverage": ("draft\ncoverage\n%", lambda a: units.hundredths(a.draft_coverage)),
+    "acceptance rate": ("accept.\nrate\n%", lambda a: units.hundredths(a.acceptance_rate)),
+}
+"""Name → head and cell of a column."""
+
+
+def acceptance_columns(found: Sequence[Acceptance], drops: Mapping[str, int]) -> list[Column]:
+    """The figures named in `drops`, a row for each of `found`; none where speculation is off."""
+    if all(a.state == "off" for a in found):
+        return []
+    wanted = [(name, drop, *_CELLS[name]) for name, drop in drops.items()]
+    return [Column(head, [*map(cell, found)], drop, name) for name, drop, head, cell in wanted]
+
+
+class CategoryBlock(NamedTuple):
+    """A table with a row a category: whiskers of `points` stand between `before` and `after`."""
+
+    title: str
+    before: Sequence[Column]
+    points: Sequence[Point]
+    after: Sequence[Column]
+    steps: Sequence[int | None]
+
+
+def category_blocks(blocks: Sequence[CategoryBlock], width: int, unit: str = "") -> list[Section]:
+    """Whiskers of one scale where the page has room for them, a mark where steps are few."""
+    every = [point for block in blocks for point in block.points]
+    note = f"Few steps: under {FEW_STEPS} decode steps, too few for a verdict."
+    sections, noted = [], False
+    for block in blocks:
+        few = ["few steps" if s is not None and s < FEW_STEPS else "" for s in block.steps]
+        marks, noted = [Column("", few, 1, left=True)] if any(few) else [], noted or any(few)
+        columns = [*block.before, *block.after, *marks]
+        room = min(width - span(columns) - 2, WIDEST_PLOT)
+        if room >= WIDEST_PLOT // 2 and any(around is not None for _, around in block.points):
+            columns.insert(len(block.before), whiskers(block.points, every, room, unit))
+        title = wrapped(block.title, width, style="bold")
+        sections.append([*title, *grid(columns, width, tell=False)])
+    if noted:
+        sections[-1] += wrapped(note, width, style="dim")
+    return sections
+
+
+def positions(rows: Sequence[Row], width: int) -> Section:
+    """Joint and conditional acceptance by draft position, of the best source with most steps."""
+    found = [(row, a) for row in rows for a in row[1].acceptance if a.joint_by_position]
+    if not found:
+        return []
+    row, acceptance = max(
+        found, key=lambda f: (f[1] is best(f[0][1]), f[1].steps or 0, f[0][1].load.concurrency)
+    )
+    joint = acceptance.joint_by_position or ()
+    conditional = acceptance.conditional_by_position or ()
+    last = max((j for j, share in enumerate(joint, 1) if share > 0), default=1)
+    exact = "" if acceptance.positions_exact else "; not drafted counts as rejected"
+    text = f"Acceptance by draft position at {load_label(*row)}, from {acceptance.source}{exact}"
+    columns = [Column("position", [str(j) for j in range(1, last + 1)])]
+    for head, shares in (("joint\n%", joint[:last]), ("conditional\n%", conditional[:last])):
+        columns.append(Column(head, [*map(units.hundredths, shares)]))
+        columns.append(Column("", [*map(bar, shares)], drop=1, left=True))
+    rest = f"Nothing was accepted at positions {last + 1} to {len(joint)}."
+    tail = wrapped(rest, width, style="dim") if last < len(joint) else []
+    return [*wrapped(text, width, style="bold"), *grid(columns, width, tell=False), *tail]
+
+
+# ── caveats and paths ────────────────────────────────────────────────────────────────────────────
+
+
+def caveats(runs: Sequence[tuple[str, Summary]], width: int) -> Section:
+    """Each caveat once, with the runs and loads it is about; its advice under it."""
+    found = []
+    for run, summary in runs:
+        names = {phase.name: load_label("", phase) for phase in summary.phases}
+        for caveat in summary.caveats:
+            at = names.get(caveat.phase or "", caveat.phase or "")
+            found.append(((caveat.code, caveat.advice), (caveat.message, (run, at))))
+    section = wrapped("Caveats", width, style="bold") if found else []
+    for (code, advice), said in grouped(found).items():
+        for message, places in grouped(said).items():
+            text = f"{code}{_places(places)}: {message}"
+            section += wrapped(text, width, "  ", "    ", style="yellow")
+        section += wrapped(f"→ {advice}", width, "    ", "      ")
+    return section
+
+
+def _places(places: Iterable[tuple[str, str]]) -> str:
+    """' (base and spec at c=1)', of runs with their loads; '' is every load."""
+    loads = [(listed(dict.fromkeys(filter(None, at))), run) for run, at in grouped(places).items()]
+    said = [" at ".join(filter(None, (listed(runs), at))) for at, runs in grouped(loads).items()]
+    return f" ({', '.join(said)})" if any(said) else ""
+
+
+def paths(study: Study, labels: Iterable[str]) -> Section:
+    """Where the figures come from: `labels` are those of the runs."""
+    section: Section = []
+    for path, label in zip(study.paths, labels, strict=False):
+        section += wrapped(path, study.width, f"run file {label}".strip() + " ", "  ", "dim")
+    return section
