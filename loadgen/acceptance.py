@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Literal
 
-from loadgen.stats import bootstrap, ratio
+from loadgen.stats import interval, ratio
 from loadgen.types import U32, Acceptance, Engine, Interval, RequestRecord, SpecCounters
 
 State = Literal["on", "off", "unknown"]
@@ -160,21 +160,21 @@ def _build(
     drafts, accepted = figures.drafts, figures.accepted_tokens
     known = [passes for passes in steps if passes is not None]
     count = sum(max(len(p) - 1, 0) for p in known) if len(known) == len(records) else None
-    length, interval, why = None, None, ""
+    length, limits, why = None, None, ""
     overrun = None
     if count:
         prefill = sum(p[0] for p in known if p)
         length = (tokens - prefill) / count
-        interval = _interval(records, steps)
+        limits = _interval(records, steps)
         if accepted is not None:
             overrun = prefill + count + accepted - tokens
     elif accepted is not None:
-        interval = _range(tokens - requests, accepted, requests, depth)
+        limits = _range(tokens - requests, accepted, requests, depth)
         why = "decode steps are not known; the range is for an overrun of 0…k·R tokens"
     coverage = drafts / count if drafts is not None and count else None
     impossible = _impossible(length, coverage, depth)
     if impossible:
-        length = interval = coverage = overrun = None
+        length = limits = coverage = overrun = None
         why = impossible
     joint = _joint(figures, depth)
     return Acceptance(
@@ -182,7 +182,7 @@ def _build(
         state="on" if drafts else state,
         steps_source=_steps_source(records) if count else None,
         acceptance_length=length,
-        interval=interval,
+        interval=limits,
         acceptance_length_drafted=1 + accepted / drafts
         if drafts and accepted is not None
         else None,
@@ -271,19 +271,14 @@ def _range(decoded: int, accepted: int, requests: int, depth: int | None) -> Int
 
 
 def _interval(records: Sequence[RequestRecord], steps: Sequence[U32 | None]) -> Interval | None:
-    """95 % bootstrap over dialogues of delivered decode tokens ÷ decode steps."""
+    """Over dialogues, of delivered decode tokens ÷ decode steps."""
     sums: dict[str, list[float]] = {}
     for record, passes in zip(records, steps, strict=False):
         if passes:
             dialogue = sums.setdefault(record.dialogue_id, [0.0, 0.0])
             dialogue[0] += record.osl_tokens - passes[0]
             dialogue[1] += len(passes) - 1
-    if not sums:
-        return None
-    limits = bootstrap(list(zip(*sums.values(), strict=True)), ratio)
-    if limits is None:
-        return None
-    return Interval(low=limits[0], high=limits[1], kind="95 % bootstrap over dialogues")
+    return interval(list(zip(*sums.values(), strict=True)), ratio) if sums else None
 
 
 def _joint(figures: SpecCounters, depth: int | None) -> tuple[float, ...] | None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadgen.errors import UserError
-from loadgen.stats import bootstrap, ratio_of_ratios
+from loadgen.stats import interval, ratio_of_ratios
 from loadgen.types import (
     CategoryComparison,
+    Caveat,
     Comparison,
     DialogueFigures,
     Interval,
@@ -24,7 +25,11 @@ from loadgen.types import (
     Summary,
 )
 
-WITHIN_RUN = "95 % within-run interval: paired bootstrap over dialogues"
+WITHIN_RUN = "within-run interval: paired "
+"""What an interval of one repeat is: noise between runs is not in it."""
+
+STEP_TIME_FELL = 0.9
+"""Below this ratio a step with drafts was quicker than one without, which cannot be."""
 
 Pair = tuple[DialogueFigures, DialogueFigures]
 
@@ -51,6 +56,27 @@ def compare(base: Summary, spec: Summary, *, force: bool = False) -> Comparison:
         spec=spec.info,
         loads=tuple(_load(b, s, greedy) for b, s in pairs),
         differences=(*unlike, *differences(base.info, spec.info)),
+        caveats=tuple(caveat for b, s in pairs for caveat in drifted(b, s)),
+    )
+
+
+def drifted(base: PhaseSummary, spec: PhaseSummary) -> tuple[Caveat, ...]:
+    """A target pass that verifies drafts does more work than one that does not: where it took
+    less time, the machine was not the same in both runs."""
+    before, after = base.step_time_s, spec.step_time_s
+    if not before or not after or after >= before * STEP_TIME_FELL:
+        return ()
+    return (
+        Caveat(
+            code="machine-drifted",
+            message=f"A decode step took {after * 1e3:.1f} ms with speculation and "
+            f"{before * 1e3:.1f} ms without, at the same load. Verifying drafts cannot make a step "
+            "quicker, so the machine changed between the runs and the speedup is not to be "
+            "believed.",
+            advice="Measure again on a machine that does nothing else, and repeat base and "
+            "spec in turn.",
+            phase=spec.name,
+        ),
     )
 
 
@@ -136,13 +162,10 @@ def speedup_user(pairs: Sequence[Pair]) -> Speedup | None:
         return None
     columns = list(zip(*rows, strict=True))
     sums = [float(sum(column)) for column in columns]
-    limits = bootstrap(columns, ratio_of_ratios)
     return Speedup(
         ratio=ratio_of_ratios(sums),
         pairs=len(rows),
-        interval=None
-        if limits is None
-        else Interval(low=limits[0], high=limits[1], kind=WITHIN_RUN),
+        interval=interval(columns, ratio_of_ratios, what=WITHIN_RUN),
     )
 
 
@@ -159,15 +182,16 @@ def _throughput(
         return None, basis
     ratio = with_ / without
     rows = [(s.osl_tokens, s.e2el_s, b.osl_tokens, b.e2el_s) for b, s in pairs if b.osl_tokens]
-    interval = None
+    limits = None
     if rows:
         columns = list(zip(*rows, strict=True))
         centre = ratio_of_ratios([float(sum(column)) for column in columns])
-        limits = bootstrap(columns, ratio_of_ratios)
-        if limits is not None and centre > 0:
-            low, high = (ratio * limit / centre for limit in limits)
-            interval = Interval(low=low, high=high, kind=WITHIN_RUN)
-    return Speedup(ratio=ratio, pairs=len(rows), interval=interval), basis
+        limits = interval(columns, ratio_of_ratios, what=WITHIN_RUN)
+        if limits is not None:
+            limits = Interval(
+                low=ratio * limits.low / centre, high=ratio * limits.high / centre, kind=limits.kind
+            )
+    return Speedup(ratio=ratio, pairs=len(rows), interval=limits), basis
 
 
 def _categories(spec: PhaseSummary, pairs: Sequence[Pair]) -> tuple[CategoryComparison, ...]:

@@ -731,6 +731,7 @@ class Comparison(Noun, frozen=True, kw_only=True):
     spec: RunInfo
     loads: tuple[LoadComparison, ...]
     differences: tuple[str, ...]
+    caveats: tuple[Caveat, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from loadgen.errors import Bug
-from loadgen.types import Comparison, LoadComparison, PhaseSummary, Speedup, Study
+from loadgen.types import Comparison, LoadComparison, PhaseSummary, Speedup, Study, Summary
 from reports import page, units
 from reports.page import Column, Section, dist, wrapped
 
@@ -38,10 +40,16 @@ def render(study: Study) -> str:
         page.acceptance_block(rows, width),
         *categories(found.loads, width),
         page.positions(rows, width),
-        page.caveats(runs, width),
+        page.caveats([("", _of_both(study)), *runs], width),
         page.paths(study, ("base", "spec")),
     )
     return page.text_of(sections, study)
+
+
+def _of_both(study: Study) -> Summary:
+    """The comparison's own caveats, at the loads of the run with speculation."""
+    own = study.comparison.caveats if study.comparison is not None else ()
+    return msgspec.structs.replace(study.summaries[1], caveats=own)
 
 
 def verdict(found: Comparison) -> str:

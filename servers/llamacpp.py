@@ -385,7 +385,7 @@ def serve(flags: Sequence[str]) -> int:
         return 1
     params = xllamacpp.CommonParams()
     # No GPU in this wheel, and a page for people is not what a measured server needs.
-    common = {"n_gpu_layers": 0, "ui": False, "cpuparams.n_threads": _cores()}
+    common = {"n_gpu_layers": 0, "ui": False, "cpuparams.n_threads": _threads()}
     for path, value in (common | settings(flags)).items():
         *outer, last = path.split(".")
         holder = params
@@ -409,11 +409,13 @@ def _spec_enum(types: Any, name: str) -> Any:
     return getattr(types, "COMMON_SPECULATIVE_TYPE_" + name.upper().replace("-", "_"))
 
 
-def _cores() -> int:
-    """Cores that this process may use, where the system tells."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _threads() -> int:
+    """One core fewer than this process may use: the client that measures needs one.
+
+    OpenMP's workers spin; with as many of them as cores, whatever else runs starves them all.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(cores - 1, 1)
 
 
 # ── the demo's model ─────────────────────────────────────────────────────────────────────────────

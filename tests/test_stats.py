@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.stats import FEWEST, MOST_BLOCKS, bootstrap, distribution, ratio, ratio_of_ratios
+from loadgen.stats import MOST_BLOCKS, distribution, interval, ratio, ratio_of_ratios
 
 FLOATS = st.floats(0.001, 1e6)
 
@@ -31,10 +31,10 @@ def test_order_of_a_distribution(values: list[float]) -> None:
 def test_the_same_sample_gives_the_same_interval() -> None:
     rng = np.random.default_rng(1)
     columns = rng.uniform(1, 4, (2, 40)).tolist()
-    assert bootstrap(columns, ratio) == bootstrap(columns, ratio)
+    assert interval(columns, ratio) == interval(columns, ratio)
 
 
-@pytest.mark.parametrize("rows", [30, 3 * MOST_BLOCKS])
+@pytest.mark.parametrize("rows", [2, 4, 9, 30, 3 * MOST_BLOCKS])
 def test_the_interval_covers_the_truth(rows: int) -> None:
     """Steps of mean length 2: at 95 %, 40 experiments miss more than six times in 1 in 30,000."""
     rng = np.random.default_rng(7)
@@ -42,9 +42,9 @@ def test_the_interval_covers_the_truth(rows: int) -> None:
     for _ in range(40):
         steps = rng.integers(10, 60, rows)
         tokens = rng.binomial(steps * 3, 1 / 3) + steps
-        limits = bootstrap([tokens.tolist(), steps.tolist()], ratio)
+        limits = interval([tokens.tolist(), steps.tolist()], ratio)
         assert limits is not None
-        missed += not limits[0] <= 2.0 <= limits[1]
+        missed += not limits.low <= 2.0 <= limits.high
     assert missed <= 6
 
 
@@ -53,10 +53,22 @@ def test_pairing_takes_out_what_the_runs_share() -> None:
     base = rng.uniform(1, 100, 50)
     time = rng.uniform(1, 2, 50)
     columns = [(base * 1.2).tolist(), time.tolist(), base.tolist(), time.tolist()]
-    limits = bootstrap(columns, ratio_of_ratios)
-    assert limits == pytest.approx((1.2, 1.2))
+    limits = interval(columns, ratio_of_ratios)
+    assert limits is not None
+    assert (limits.low, limits.high) == pytest.approx((1.2, 1.2))
+    assert limits.kind == "95 % bootstrap over dialogues"
 
 
-def test_too_few_dialogues_or_nothing_finite_give_none() -> None:
-    assert bootstrap([[1.0] * (FEWEST - 1)] * 2, ratio) is None
-    assert bootstrap([[1.0] * 10, [0.0] * 10], ratio) is None
+def test_few_dialogues_are_wide_not_missing() -> None:
+    two = interval([[20.0, 30.0], [10.0, 10.0]], ratio)
+    assert two is not None
+    assert two.low < 2.0
+    assert two.high > 3.0
+    assert two.kind == "95 % jackknife (Student t) over dialogues"
+
+
+def test_one_dialogue_or_nothing_finite_give_none() -> None:
+    assert interval([[1.0], [2.0]], ratio) is None
+    assert interval([], ratio) is None
+    for rows in (5, 20):
+        assert interval([[1.0] * rows, [0.0] * rows], ratio) is None

@@ -190,6 +190,14 @@ def test_twice_the_tokens_a_step_at_the_same_step_time_is_two() -> None:
     assert category.speedup_user.ratio == pytest.approx(2.0)
 
 
+def test_a_step_that_drafts_made_quicker_is_a_machine_that_changed() -> None:
+    base, spec = pair(streams(0.1, 1), streams(0.05, 2))
+    (caveat,) = compare(base, spec).caveats
+    assert caveat.code == "machine-drifted"
+    assert "50.0 ms with speculation and 100.0 ms without" in caveat.message
+    assert compare(*pair(streams(0.1, 1), streams(0.1, 2))).caveats == ()
+
+
 def test_identical_runs_are_no_different() -> None:
     (load,) = compare(*pair(streams(0.1, 2), streams(0.1, 2))).loads
     assert load.speedup_user is not None
