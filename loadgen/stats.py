@@ -29,6 +29,9 @@ MOST_BLOCKS = 400
 ENOUGH = 10
 """From this many dialogues on the bootstrap; below, the jackknife."""
 
+TELLS_NOTHING = 10.0
+"""An interval that reaches further than this factor either way is not given."""
+
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
 """Student's t at 97.5 % for 1 … 8 degrees of freedom."""
 
@@ -98,7 +101,7 @@ def _bootstrap(table: Floats, statistic: Statistic, seed: int) -> tuple[float, f
 
 
 def _jackknife(table: Floats, statistic: Statistic) -> tuple[float, float] | None:
-    """exp(ln θ ± t · se), se from leaving out one row at a time."""
+    """exp(ln θ ± t · se), se from leaving out one row at a time; None where it says nothing."""
     import numpy as np
 
     rows = table.shape[1]
@@ -107,7 +110,7 @@ def _jackknife(table: Floats, statistic: Statistic) -> tuple[float, float] | Non
     without = np.log(statistic(whole - table))
     error = np.sqrt((rows - 1) / rows * ((without - without.mean()) ** 2).sum())
     reach = _T_975[rows - 2] * error
-    if not np.isfinite(centre) or not np.isfinite(reach):
+    if not np.isfinite(centre) or not reach <= np.log(TELLS_NOTHING):
         return None
     return float(np.exp(centre - reach)), float(np.exp(centre + reach))
 

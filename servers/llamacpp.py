@@ -410,12 +410,13 @@ def _spec_enum(types: Any, name: str) -> Any:
 
 
 def _threads() -> int:
-    """One core fewer than this process may use: the client that measures needs one.
+    """All cores but one, which the client that measures needs; both of two, where one is too slow.
 
-    OpenMP's workers spin; with as many of them as cores, whatever else runs starves them all.
+    One number for single tokens and for batches: with more threads for batches, verifying a draft
+    would be flattered against decoding one token.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(cores - 1, 1)
+    return cores if cores <= 2 else cores - 1
 
 
 # ── the demo's model ─────────────────────────────────────────────────────────────────────────────
