@@ -34,7 +34,7 @@ def test_the_same_sample_gives_the_same_interval() -> None:
     assert interval(columns, ratio) == interval(columns, ratio)
 
 
-@pytest.mark.parametrize("rows", [2, 4, 9, 30, 3 * MOST_BLOCKS])
+@pytest.mark.parametrize("rows", [3, 4, 9, 30, 3 * MOST_BLOCKS])
 def test_the_interval_covers_the_truth(rows: int) -> None:
     """Steps of mean length 2: at 95 %, 40 experiments miss more than six times in 1 in 30,000."""
     rng = np.random.default_rng(7)
@@ -60,11 +60,15 @@ def test_pairing_takes_out_what_the_runs_share() -> None:
 
 
 def test_few_dialogues_are_wide_not_missing() -> None:
-    two = interval([[20.0, 30.0], [10.0, 10.0]], ratio)
-    assert two is not None
-    assert two.low < 2.0
-    assert two.high > 3.0
-    assert two.kind == "95 % jackknife (Student t) over dialogues"
+    three = interval([[20.0, 25.0, 30.0], [10.0, 10.0, 10.0]], ratio)
+    assert three is not None
+    assert three.low < 2.0
+    assert three.high > 3.0
+    assert three.kind == "95 % jackknife (Student t) over dialogues"
+
+
+def test_an_interval_that_says_nothing_is_not_given() -> None:
+    assert interval([[1.0, 100.0], [10.0, 10.0]], ratio) is None
 
 
 def test_one_dialogue_or_nothing_finite_give_none() -> None:
