@@ -165,7 +165,7 @@ def _build(
     if count:
         prefill = sum(p[0] for p in known if p)
         length = (tokens - prefill) / count
-        limits = _interval(records, steps)
+        limits = _interval(records, steps, depth)
         if accepted is not None:
             overrun = prefill + count + accepted - tokens
     elif accepted is not None:
@@ -227,7 +227,7 @@ def _from_chunks(
         state=state,
         steps_source=STEPS_FROM_CHUNKS,
         acceptance_length=None if impossible else length,
-        interval=None if why or impossible else _interval(records, chunks),
+        interval=None if why or impossible else _interval(records, chunks, depth),
         acceptance_length_by_dialogue=None
         if why or impossible
         else by_dialogue(records, [r.chunk_tokens for r in records], engine),
@@ -270,7 +270,9 @@ def _range(decoded: int, accepted: int, requests: int, depth: int | None) -> Int
     )
 
 
-def _interval(records: Sequence[RequestRecord], steps: Sequence[U32 | None]) -> Interval | None:
+def _interval(
+    records: Sequence[RequestRecord], steps: Sequence[U32 | None], depth: int | None
+) -> Interval | None:
     """Over dialogues, of delivered decode tokens ÷ decode steps."""
     sums: dict[str, list[float]] = {}
     for record, passes in zip(records, steps, strict=False):
@@ -278,7 +280,12 @@ def _interval(records: Sequence[RequestRecord], steps: Sequence[U32 | None]) -> 
             dialogue = sums.setdefault(record.dialogue_id, [0.0, 0.0])
             dialogue[0] += record.osl_tokens - passes[0]
             dialogue[1] += len(passes) - 1
-    return interval(list(zip(*sums.values(), strict=True)), ratio) if sums else None
+    found = interval(list(zip(*sums.values(), strict=True)), ratio) if sums else None
+    if found is None:
+        return None
+    # A step delivers at least one token and at most k + 1.
+    most = float("inf") if depth is None else depth + 1.0
+    return Interval(low=max(found.low, 1.0), high=min(found.high, most), kind=found.kind)
 
 
 def _joint(figures: SpecCounters, depth: int | None) -> tuple[float, ...] | None:

@@ -103,7 +103,7 @@ def _root(
         print(FIRST_STEPS)
 
 
-@app.command()
+@app.command(short_help="A real engine here, without and with speculation, compared.")
 def demo(
     simulated: Annotated[
         bool, typer.Option("--simulated", help="The simulator instead of a real engine.")
@@ -151,11 +151,14 @@ def demo(
         return ended
 
     ended = _run(both())
-    if len(ended) < len(configs):
-        _report([path for path, _ in ended], format_name)
-    else:
-        _compared(ended[0][0], [ended[1][0]], format_name, force=False)
-    _finish(ended)
+    paths = [path for path, _ in ended]
+
+    def show() -> list[Summary]:
+        if len(paths) < len(configs):
+            return _report(paths, format_name)
+        return _compared(paths[0], paths[1:], format_name, force=False)
+
+    _finish(ended, show)
 
 
 def _demo_servers(
@@ -187,7 +190,7 @@ def _demo_servers(
     )
 
 
-@app.command()
+@app.command(short_help="Measure a server at every load: a run file and a report.")
 def run(
     url: Url = None,
     server: Annotated[
@@ -301,10 +304,10 @@ def run(
             return await measure(started, job, config)
 
     ended = _run(one())
-    _finish([ended], _report([ended[0]], format_name))
+    _finish([ended], lambda: _report([ended[0]], format_name))
 
 
-@app.command()
+@app.command(short_help="Reports from run files; never talks to a server.")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run files.")],
     format_name: FormatName = "table",
@@ -317,7 +320,7 @@ def report(
     _report(runs, format_name)
 
 
-@app.command()
+@app.command(short_help="Does it pay? Runs with speculation against their baseline.")
 def compare(
     base: Annotated[Path, typer.Argument(help="Run file without speculation.")],
     spec: Annotated[list[Path], typer.Argument(help="Run files with it.")],
@@ -332,7 +335,7 @@ def compare(
     _compared(base, spec, format_name, force=force)
 
 
-@app.command()
+@app.command(short_help="Start a server from its TOML, or print its command.")
 def serve(
     server: Annotated[Path, typer.Argument(help="TOML of a server; see servers/configs.")],
     show: Annotated[bool, typer.Option("--print", help="Print the shell command instead.")] = False,
@@ -364,7 +367,7 @@ def serve(
     _run(wait())
 
 
-@app.command()
+@app.command(short_help="What is at a URL, and what it honours.")
 def check(
     url: Annotated[str, typer.Option("--url", help="The server, with or without /v1.")],
     engine: EngineName = None,
@@ -420,7 +423,7 @@ def check(
         print(f"\n{caveat.code}: {_clean(caveat.message)}\n  {caveat.advice}")
 
 
-@app.command()
+@app.command(short_help="The engines draftload knows.")
 def engines() -> None:
     """The engines that draftload knows, and what of each was seen on a live server."""
     for engine in _engines().values():
@@ -430,7 +433,7 @@ def engines() -> None:
             print(f"{'':<12}methods: {', '.join(engine.methods)}")
 
 
-@app.command()
+@app.command(short_help="The scenarios that come with draftload.")
 def scenarios() -> None:
     """The scenarios that come with draftload."""
     from scenarios import prompts as sets
@@ -536,23 +539,19 @@ def _report(paths: Sequence[Path], format_name: str) -> list[Summary]:
     return summaries
 
 
-def _compared(base: Path, spec: Sequence[Path], format_name: str, *, force: bool) -> None:
+def _compared(base: Path, spec: Sequence[Path], format_name: str, *, force: bool) -> list[Summary]:
     from loadgen.compare import compare as paired
     from reports import as_json
     from reports import compare as as_compare
 
     render = {"table": as_compare.render, "json": as_json.render}[format_name]
-    first = _summary(base)
+    summaries = [_summary(base)]
     for path in spec:
-        second = _summary(path)
-        study = _study([first, second], [base, path])
-        _print(render(replace(study, comparison=paired(first, second, force=force))))
-
-
-def msgspec_replace(study: Study, **changes: Any) -> Study:
-    from dataclasses import replace
-
-    return replace(study, **changes)
+        summaries.append(_summary(path))
+        study = _study([summaries[0], summaries[-1]], [base, path])
+        found = paired(summaries[0], summaries[-1], force=force)
+        _print(render(replace(study, comparison=found)))
+    return summaries
 
 
 def _study(summaries: Sequence[Summary], paths: Sequence[Path]) -> Study:
@@ -571,9 +570,16 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-def _finish(ended: Sequence[tuple[Path, str]], summaries: Sequence[Summary] = ()) -> None:
-    """The exit code of what was measured."""
-    if any(reason != "completed" for _, reason in ended):
+def _finish(ended: Sequence[tuple[Path, str]], show: Callable[[], Sequence[Summary]]) -> None:
+    """Report what was measured; the exit code says how it ended."""
+    interrupted = any(reason != "completed" for _, reason in ended)
+    try:
+        summaries = show()
+    except UserError as fault:
+        if not interrupted:
+            raise
+        print(f"draftload: {_clean(str(fault))}", file=sys.stderr)
+    if interrupted:
         raise typer.Exit(130)
     if any(p.requests.completed == 0 for s in summaries for p in s.phases):
         raise typer.Exit(1)

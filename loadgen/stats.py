@@ -26,6 +26,9 @@ RESAMPLES = 1000
 MOST_BLOCKS = 400
 """More dialogues than this are summed into so many random blocks before they are resampled."""
 
+FEWEST = 3
+"""Two dialogues that happen to agree would look certain."""
+
 ENOUGH = 10
 """From this many dialogues on the bootstrap; below, the jackknife."""
 
@@ -64,14 +67,14 @@ def interval(
     """95 % interval of statistic(column sums) over rows drawn independently.
 
     `columns`: m sequences of one value a dialogue. `statistic` maps sums of shape (m, n) to (n,)
-    positive figures. `what` goes into the interval's kind. None below two rows, or where the
-    statistic is not finite.
+    positive figures. `what` goes into the interval's kind. None below `FEWEST` rows, where
+    the statistic is not finite, or where the interval would say nothing.
     """
     import numpy as np
 
     table = np.asarray(columns, dtype=np.float64)
     rows = table.shape[1] if table.ndim == 2 else 0
-    if rows < 2:
+    if rows < FEWEST:
         return None
     with np.errstate(all="ignore"):
         few = rows < ENOUGH

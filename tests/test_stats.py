@@ -68,7 +68,8 @@ def test_few_dialogues_are_wide_not_missing() -> None:
 
 
 def test_an_interval_that_says_nothing_is_not_given() -> None:
-    assert interval([[1.0, 100.0], [10.0, 10.0]], ratio) is None
+    assert interval([[1.0, 100.0, 9.0], [10.0, 10.0, 10.0]], ratio) is None
+    assert interval([[1.0, 1.0], [1.0, 1.0]], ratio) is None, "two that agree are not certain"
 
 
 def test_one_dialogue_or_nothing_finite_give_none() -> None:
