@@ -1,21 +1,17 @@
 """An engine without a GPU: batching and acceptance are simulated, the dialect is vLLM's.
 
-One loop advances all running requests one decode step at a time, as continuous batching does. A
-step takes base_s + per_token_s × (tokens verified in it), so the gain of speculation shrinks with
-the load; a draft's position j is accepted with a fixed probability given that j − 1 was, by the
-prompt's category (found by its text, remembered under its token ids). Answers depend on seed and
-prompt alone, never on the method: speculation is lossless here. `/truth` tells what really
-happened, to hold a client's figures against. All that it serves says "simulated". Must not: pass
-for a measurement of any engine, learn anything a real server would not be told.
+One loop advances all running requests one decode step at a time. A step takes base_s + per_token_s
+× (tokens verified in it), so the gain of speculation shrinks with the load; draft position j is
+accepted with a fixed probability given that j − 1 was, by the category of the built-in prompt whose
+token ids the request holds. Answers depend on seed and prompt alone, never on the method:
+speculation is lossless here. `/truth` tells what really happened, to hold a client's figures
+against. All it serves says "simulated". Must not: pass for a measurement of any engine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import functools
-import math
 import random
 import re
 import resource
@@ -23,46 +19,36 @@ import sys
 import time
 import zlib
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import count, product
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from loadgen import __version__
-from loadgen.errors import UserError, nearest
-from loadgen.types import U32, Engine, ServerConfig, ServerFacts
+from loadgen.errors import UserError
+from loadgen.types import U32, Message, ServerConfig, ServerFacts, SpecConfig
 from servers import vllm
 
 MODEL = "simulated-8b"
 OWNER = "draftload-simulator"
-VERSION = f"simulated-{__version__}"
+VERSION = f"{__version__}-simulated"
 BUILTIN = Path(__file__).parent.parent / "scenarios" / "data" / "qualitative.jsonl"
 DEFAULT = "default"
-MAX_BODY_BYTES = 64 << 20
-
-
-# ── settings ─────────────────────────────────────────────────────────────────────────────────────
+_DONE = b"data: [DONE]\n\n"
 
 # Probability that the first draft token is accepted. Made up, ordered as published acceptance by
 # category usually is (code and math high, role play low); not measured on anything.
-_FIRST = {
-    "coding": 0.82,
-    "humanities": 0.68,
-    "math": 0.80,
-    "multilingual": 0.60,
-    "qa": 0.66,
-    "rag": 0.74,
-    "reasoning": 0.72,
-    "roleplay": 0.58,
-    "stem": 0.70,
-    "summarization": 0.70,
-    "writing": 0.62,
-    DEFAULT: 0.68,
-}
+_FIRST = {"coding": 0.82, "math": 0.80, "rag": 0.74, "reasoning": 0.72, "stem": 0.70}
+_FIRST |= {"summarization": 0.70, DEFAULT: 0.68, "humanities": 0.68, "qa": 0.66}
+_FIRST |= {"writing": 0.62, "multilingual": 0.60, "roleplay": 0.58}
+# method → share of _FIRST for the first position, share kept from one position to the next,
+# coverage, name on the pages. n-gram: rarely a match, and a good one when there is.
+METHODS = {"eagle3": (1.0, 0.94, 1.0, "eagle3"), "ngram": (1.05, 0.97, 0.35, "n-gram")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +56,9 @@ class Settings:
     """What is simulated. Times in seconds.
 
     `conditional[category][j]`: probability that draft position j + 1 is accepted given that j was,
-    `draft_depth` of them, with a row "default". `coverage`: probability that a decode step has a
-    draft. `prefill_budget`: prompt tokens that may begin in one step. `mean_output_tokens`: where
-    an answer ends by itself. `prompts`: JSONL rows with `category` and `turns`, to tell categories.
+    `draft_depth` of them, with a row "default". `coverage`: probability that a step has a draft.
+    `prefill_budget`: prompt tokens that may begin in one step. `mean_output_tokens`: where an
+    answer ends by itself. `prompts`: JSONL rows with `category` and `turns`, to tell categories.
     """
 
     method: str = "none"
@@ -88,358 +74,322 @@ class Settings:
     mean_output_tokens: float = 200.0
     seed: int = 0
     per_request_metrics: bool = True
-    prompts: Path | None = BUILTIN
+    prompts: Path = BUILTIN
 
     def step_s(self, tokens: int, prefilled: int = 0) -> float:
         """Time of a step that verifies `tokens` for running requests and prefills `prefilled`."""
         return self.base_s + self.per_token_s * tokens + self.prefill_s_per_token * prefilled
 
 
-METHODS: dict[str, tuple[float, float, float]] = {
-    # method → share of _FIRST for the first position, share kept from one position to the next,
-    # coverage. n-gram: rarely a match, and a good one when there is.
-    "eagle3": (1.0, 0.94, 1.0),
-    "ngram": (1.05, 0.97, 0.35),
-}
-
-
 def preset(method: str, draft_depth: int = 3, **changes: Any) -> Settings:
     """Settings of 'none', 'eagle3' or 'ngram', with changes. UserError: another method."""
-    if method == "none":
-        return replace(Settings(), **changes)
-    if method not in METHODS:
-        raise UserError(
-            f"the simulator has no method '{method}'{nearest(method, METHODS) or '.'} "
-            f"Known: none, {', '.join(METHODS)}."
-        )
-    first, kept, coverage = METHODS[method]
-    conditional = {
-        category: tuple(min(p * first, 0.99) * kept**j for j in range(draft_depth))
-        for category, p in _FIRST.items()
-    }
-    settings = Settings(
-        method=method, draft_depth=draft_depth, coverage=coverage, conditional=conditional
-    )
-    return replace(settings, **changes)
+    if vllm.known_method(SpecConfig(method=method), ("none", *METHODS), "simulated") == "none":
+        return Settings(**changes)
+    first, kept, coverage, _ = METHODS[method]
+    k = draft_depth
+    rows = {c: tuple(min(p * first, 0.99) * kept**j for j in range(k)) for c, p in _FIRST.items()}
+    given: dict[str, Any] = {"coverage": coverage, "conditional": rows} | changes
+    return Settings(method=method, draft_depth=k, **given)
 
-
-# ── a toy tokenizer ──────────────────────────────────────────────────────────────────────────────
 
 BOS, EOS = 1, 2
 _BYTE_0, _WORD_0, _WORDS = 3, 1000, 31000
-VOCABULARY = 1 << 18
-"""Ids below it are taken: a prompt in a real model's ids is as good as one of ours."""
+_SYLLABLES = ["".join(pair) for pair in product("bdfgklmn", "aeio")]
+_WORD = ["".join(three) for three in product(_SYLLABLES, repeat=3)][:_WORDS]
+_TEXT = [""] * _WORD_0 + [" " + word for word in _WORD]  # special ids have none
+_WORD_ID = {word: _WORD_0 + n for n, word in enumerate(_WORD)}
 _PIECE = re.compile(r" ?([A-Za-z]{2,})|(.)", re.DOTALL)
-
-
-@functools.cache
-def words() -> tuple[str, ...]:
-    """The word of every word id, three syllables each."""
-    syllables = [c + v for c in "bdfgklmn" for v in "aeio"]
-    return tuple(
-        syllables[n >> 10] + syllables[n >> 5 & 31] + syllables[n & 31] for n in range(_WORDS)
-    )
-
-
-@functools.cache
-def _word_ids() -> dict[str, int]:
-    return {word: _WORD_0 + n for n, word in enumerate(words())}
 
 
 def encode(text: str) -> list[int]:
     """Text → ids, the same in every process: one a word, else one a UTF-8 byte."""
-    known = _word_ids()
     ids: list[int] = []
     for word, other in _PIECE.findall(text):
-        if word:
-            own = known.get(word)
-            ids.append(_WORD_0 + zlib.crc32(word.encode()) % _WORDS if own is None else own)
-        else:
-            ids.extend(_BYTE_0 + byte for byte in other.encode("utf-8", "surrogatepass"))
+        hashed = _WORD_0 + zlib.crc32(word.encode()) % _WORDS
+        ids += [_WORD_ID.get(word, hashed)] if word else [_BYTE_0 + b for b in other.encode()]
     return ids
 
 
-def decode(ids: Sequence[int]) -> str:
-    """The text of answer ids: words, and nothing for special ids."""
-    table = words()
-    return "".join(" " + table[i - _WORD_0] for i in ids if i >= _WORD_0)
+Tally = Counter[str | int]
+"""What really happened, by name; under j: drafted decode steps that accepted j, before the cut at
+an answer's end. generated + overrun = requests + steps + accepted."""
 
 
-class Message(msgspec.Struct):
-    """One chat message, text only."""
-
-    role: str
-    content: str
-
-
-def template(messages: Sequence[Message], *, open_answer: bool = True) -> list[int]:
-    """The toy chat template: BOS, then role, text and EOS of each message."""
-    ids = [BOS]
-    for message in messages:
-        ids += [*encode(message.role), *encode("\n"), *encode(message.content), EOS]
-    return [*ids, *encode("assistant\n")] if open_answer else ids
-
-
-class Categories:
-    """Which category a prompt is of: told by its text, then remembered under its token ids."""
-
-    REMEMBERED = 1 << 16
-
-    def __init__(self, path: Path | None) -> None:
-        self._texts: dict[str, str] = {}
-        self._ids: dict[int, str] = {}
-        if path is not None and path.is_file():
-            for line in path.read_bytes().splitlines():
-                row = msgspec.json.decode(line, type=_Row)
-                self._texts[row.turns[0]] = row.category
-
-    def learn(self, texts: Sequence[str], ids: U32) -> None:
-        """Remember ids whose text holds a known prompt."""
-        for text in texts:
-            category = self._texts.get(text) or next(
-                (self._texts[known] for known in self._texts if known in text), None
-            )
-            if category is not None:
-                while len(self._ids) >= self.REMEMBERED:
-                    del self._ids[next(iter(self._ids))]
-                self._ids[zlib.crc32(ids)] = category
-                return
-
-    def of(self, ids: U32) -> str:
-        """The category, or "default"."""
-        return self._ids.get(zlib.crc32(ids), DEFAULT)
-
-
-class _Row(msgspec.Struct):
-    category: str
-    turns: tuple[str, ...]
-
-
-# ── one request under way ────────────────────────────────────────────────────────────────────────
-
-Finish = Literal["stop", "length"]
-
-
-@dataclass(kw_only=True, slots=True)
-class Tally:
-    """What really happened. `histogram[j]`: drafted decode steps that accepted j, before the cut at
-    an answer's end; `overrun`: tokens so cut. generated + overrun = requests + steps + accepted."""
-
-    histogram: list[int]
-    undrafted: int = 0
-    generated: int = 0
-    overrun: int = 0
-    prompt_tokens: int = 0
-    requests: int = 0
-    stop: int = 0
-    length: int = 0
-
-    @property
-    def by_position(self) -> list[int]:
-        """Accepted at each draft position."""
-        return [sum(self.histogram[j:]) for j in range(1, len(self.histogram))]
-
-    def told(self) -> dict[str, Any]:
-        """As `/truth` says it."""
-        drafts = sum(self.histogram)
-        steps = drafts + self.undrafted
-        return {
-            "requests": self.requests,
-            "finished": self.stop + self.length,
-            "steps": steps,
-            "drafts": drafts,
-            "draft_tokens": drafts * (len(self.histogram) - 1),
-            "accepted_tokens": sum(self.by_position),
-            "accepted_by_position": self.by_position,
-            "generated_tokens": self.generated,
-            "overrun_tokens": self.overrun,
-            "acceptance_length": (self.generated - self.requests) / steps if steps else None,
-        }
-
-
-def summed(tallies: Iterable[Tally], depth: int) -> Tally:
-    """All of them as one."""
-    rows = list(tallies)
-    counts = {
-        name: sum(getattr(row, name) for row in rows)
-        for name in Tally.__slots__
-        if name != "histogram"
+def told(tally: Tally, depth: int) -> dict[str, Any]:
+    """A tally as `/truth` says it."""
+    histogram = [tally[j] for j in range(depth + 1)]
+    accepted = [sum(histogram[j:]) for j in range(1, depth + 1)]
+    drafts = sum(histogram)
+    steps, requests, generated = drafts + tally["undrafted"], tally["requests"], tally["generated"]
+    return {
+        "requests": requests,
+        "finished": tally["stop"] + tally["length"],
+        "steps": steps,
+        "drafts": drafts,
+        "draft_tokens": drafts * depth,
+        "accepted_tokens": sum(accepted),
+        "accepted_by_position": accepted,
+        "generated_tokens": generated,
+        "overrun_tokens": tally["overrun"],
+        "acceptance_length": (generated - requests) / steps if steps else None,
     }
-    histogram = [sum(row.histogram[j] for row in rows) for j in range(depth + 1)]
-    return Tally(histogram=histogram, **counts)
 
 
 class Answer:
-    """One request: its answer's ids (known from the start), how far it is, what was said of it.
+    """One request, its answer known from the start. `cuts`: `sent` after each step; -1: no more."""
 
-    `out` are SSE events not yet written, `more` is set when there are some or the answer ended.
-    """
-
-    def __init__(
-        self,
-        prompt: U32,
-        settings: Settings,
-        category: str,
-        tally: Tally,
-        *,
-        limit: int,
-        ignore_eos: bool,
-        render: Render | None,
-    ) -> None:
+    def __init__(self, batch: Batch, prompt: U32, *, limit: int, ignore_eos: bool) -> None:
+        self.settings = settings = batch.settings
         key = settings.seed << 32 | zlib.crc32(prompt)
-        self.ids, self.finish = _written(random.Random(key << 1), settings, limit, ignore_eos)
-        self._dice = random.Random(key << 1 | 1).random
-        table = settings.conditional
-        self._conditional = table.get(category, table[DEFAULT])
+        dice = random.Random(key << 1)
+        ends_at = 2 + int(dice.gammavariate(2.0, settings.mean_output_tokens / 2))
+        self.finish = "length" if ignore_eos or ends_at > limit else "stop"
+        length = limit if self.finish == "length" else ends_at
+        # Whole 32-bit words, so that a longer answer begins with the shorter one.
+        drawn = array("H", dice.randbytes((length + 1) // 2 * 4))
+        self.ids = array("I", (_WORD_0 + value % _WORDS for value in drawn[:length]))
+        if self.finish == "stop":
+            self.ids[-1] = EOS
+        category = batch.category(prompt)
+        self._tally = batch.tallies[category]
+        self._conditional = settings.conditional.get(category, settings.conditional[DEFAULT])
         self._coverage = settings.coverage if settings.method != "none" else 0.0
-        self._render = render
-        self.isl = len(prompt)
-        self.sent = 0
-        self.tally = tally
-        self.drafted = False
+        self._dice = random.Random(key << 1 | 1).random
+        self.prompt, self.sent = prompt, 0
+        self.ended = self.drafted = False
         self.accepted: list[int] = []
-        self.out: list[bytes] = []
-        self.more = asyncio.Event()
-
-    @property
-    def ended(self) -> bool:
-        """All of the answer was emitted."""
-        return self.sent == len(self.ids)
-
-    def prefill(self) -> None:
-        """The prompt's pass: exactly one token."""
-        self.tally.requests += 1
-        self.tally.prompt_tokens += self.isl
-        self._emit(1)
+        self.cuts: asyncio.Queue[int] = asyncio.Queue()
 
     def step(self) -> None:
-        """One decode step: a draft's accepted tokens and the target's own, cut at the end."""
-        accepted = 0
-        if self.drafted:
+        """The prompt's pass: one token. Then a draft's accepted tokens and the target's own."""
+        tally, accepted = self._tally, 0
+        if not self.sent:
+            tally["requests"] += 1
+            tally["prompt_tokens"] += len(self.prompt)
+        elif self.drafted:
             for probability in self._conditional:
                 if self._dice() >= probability:
                     break
                 accepted += 1
             self.accepted.append(accepted)
-            self.tally.histogram[accepted] += 1
+            tally[accepted] += 1
         else:
-            self.tally.undrafted += 1
-        count = min(accepted + 1, len(self.ids) - self.sent)
-        self.tally.overrun += accepted + 1 - count
-        self._emit(count)
-
-    def _emit(self, count: int) -> None:
-        before, self.sent = self.sent, self.sent + count
-        self.tally.generated += count
-        if not self.ended:
-            self.drafted = self._dice() < self._coverage
-        elif self.finish == "stop":
-            self.tally.stop += 1
-        else:
-            self.tally.length += 1
-        if self._render is not None:
-            self.out.append(self._render.event(self, before))
-            self.more.set()
-        elif self.ended:
-            self.more.set()
+            tally["undrafted"] += 1
+        emitted = min(accepted + 1, len(self.ids) - self.sent)
+        tally["generated"] += emitted
+        self.sent += emitted
+        self.drafted = self._dice() < self._coverage
+        if self.sent == len(self.ids):
+            self.ended, self.drafted = True, False
+            tally[self.finish] += 1
+            tally["overrun"] += accepted + 1 - emitted
+        self.cuts.put_nowait(self.sent)
 
 
-def _written(
-    dice: random.Random, settings: Settings, limit: int, ignore_eos: bool
-) -> tuple[U32, Finish]:
-    """The answer's ids and why it ends. A higher limit gives the same answer, longer."""
-    ends_at = 2 + int(dice.gammavariate(2.0, settings.mean_output_tokens / 2))
-    stops = not ignore_eos and ends_at <= limit
-    count = ends_at if stops else limit
-    # Whole 32-bit words, so that a longer answer begins with the shorter one.
-    drawn = array("H", dice.randbytes(4 * math.ceil(count / 2)))
-    ids = array("I", (_WORD_0 + value % _WORDS for value in drawn[:count]))
-    if stops:
-        ids[-1] = EOS
-    return ids, "stop" if stops else "length"
+class Batch:
+    """Continuous batching: admit, wait a step's time on an absolute schedule, emit; and again."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.now: Callable[[], float] = time.perf_counter
+        self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        rows = [msgspec.json.decode(row) for row in settings.prompts.read_bytes().splitlines()]
+        self.known = {array("I", encode(r["turns"][0])).tobytes(): r["category"] for r in rows}
+        self.tallies: defaultdict[str, Tally] = defaultdict(Counter)
+        self.waiting: dict[Answer, None] = {}
+        self.running: dict[Answer, None] = {}
+        self.iterations = self.most_running = 0
+        self.numbers = count(1)
+        self.died = ""  # why the loop is over
+        self._work = asyncio.Event()
+
+    def category(self, prompt: U32) -> str:
+        """Of the known prompt that it holds, in whatever template or turn; else "default"."""
+        held = prompt.tobytes()
+        return next((c for known, c in self.known.items() if known in held), DEFAULT)
+
+    def add(self, answer: Answer) -> None:
+        """Queue a request. HTTPException: the loop is over."""
+        if self.died:
+            raise refusal(self.died, kind="InternalServerError")
+        self.waiting[answer] = None
+        self._work.set()
+
+    def over(self, task: asyncio.Task[None]) -> None:
+        """The loop has ended: so do the open requests, which would wait for ever."""
+        if not task.cancelled():
+            fault = task.exception()
+            self.died = f"The simulated engine is gone: {fault!r}"
+            task.get_loop().call_exception_handler({"message": self.died, "exception": fault})
+            for answer in (*self.running, *self.waiting):
+                answer.cuts.put_nowait(-1)
+
+    async def run(self) -> None:
+        """Until cancelled. A step that was late does not make the next one late, unless the
+        machine is a whole step behind: then what was missed is missed."""
+        due, k = self.now(), self.settings.draft_depth
+        while True:
+            if not (self.waiting or self.running):
+                self._work.clear()
+                await self._work.wait()
+                due = self.now()
+            begun = self._admitted()
+            batch = list(self.running)
+            verified = len(batch) - len(begun) + k * sum(a.drafted for a in batch)
+            step_s = self.settings.step_s(verified, sum(len(a.prompt) for a in begun))
+            due += step_s
+            await self.sleep(max(due - self.now(), 0.0))
+            now = self.now()
+            if now - due > step_s:
+                due = now
+            for answer in batch:
+                if answer in self.running:  # else its client left during the step
+                    answer.step()
+                    if answer.ended:
+                        del self.running[answer]
+            self.iterations += 1
+
+    def _admitted(self) -> list[Answer]:
+        """Requests whose prefill begins: as long as slots are free and the budget lasts."""
+        admitted: list[Answer] = []
+        budget = self.settings.prefill_budget
+        for answer in [*self.waiting][: self.settings.max_running - len(self.running)]:
+            budget -= len(answer.prompt)
+            if admitted and budget < 0:
+                break
+            admitted.append(answer)
+            del self.waiting[answer]
+        self.running |= dict.fromkeys(admitted)
+        self.most_running = max(self.most_running, len(self.running))
+        return admitted
 
 
-class Render:
-    """One stream's events as bytes: vLLM 0.32's shapes, one event a decode step."""
+class Ask(msgspec.Struct):
+    """The fields of a completions, chat or tokenize body that mean something here."""
 
-    def __init__(self, ask: Ask, prompt: U32, name: str, *, chat: bool, settings: Settings) -> None:
-        kind = "chat.completion.chunk" if chat else "text_completion"
-        self._head = (
-            f'data: {{"id":"{name}","object":"{kind}","created":{int(time.time())},'
-            f'"model":"{MODEL}","choices":['
-        )
-        self._open = '{"index":0,"delta":{"content":"' if chat else '{"index":0,"text":"'
-        self._close = '"},"logprobs":null,' if chat else '","logprobs":null,'
-        options = ask.stream_options or StreamOptions()
-        self._usage = bool(options.include_usage)
-        self._continuous = self._usage and bool(options.continuous_usage_stats)
-        self._ids = bool(ask.return_token_ids)
-        self._isl = len(prompt)
-        self._prompt = _joined(prompt) if self._ids else ""
-        self._chat = chat
-        self._settings = settings
-
-    def event(self, answer: Answer, before: int) -> bytes:
-        """Tokens `before`…`sent` of the answer; the first with what precedes, the last with all
-        that follows."""
-        ids = answer.ids[before : answer.sent]
-        finish = f'"{answer.finish}"' if answer.ended else "null"
-        told = f',"token_ids":[{_joined(ids)}]' if self._ids else ""
-        lead = ""
-        if before == 0:
-            lead = self._role() if self._chat else ""
-            if self._ids and not self._chat:
-                told = f',"prompt_token_ids":[{self._prompt}]{told}'
-        text = (
-            f"{lead}{self._head}{self._open}{decode(ids)}{self._close}"
-            f'"finish_reason":{finish},"stop_reason":null{told}}}]'
-            f"{self._so_far(answer.sent)}}}\n\n"
-        )
-        if answer.ended:
-            text += (self._figures(answer) if self._usage else "") + "data: [DONE]\n\n"
-        return text.encode()
-
-    def _so_far(self, sent: int) -> str:
-        if not self._continuous:
-            return ""
-        return (
-            f',"usage":{{"prompt_tokens":{self._isl},"total_tokens":{self._isl + sent},'
-            f'"completion_tokens":{sent}}}'
-        )
-
-    def _role(self) -> str:
-        prompt = f',"prompt_token_ids":[{self._prompt}]' if self._ids else ""
-        return (
-            f'{self._head}{{"index":0,"delta":{{"role":"assistant","content":""}},"logprobs":null,'
-            f'"finish_reason":null}}]{self._so_far(0)}{prompt}}}\n\n'
-        )
-
-    def _figures(self, answer: Answer) -> str:
-        closing = msgspec.json.encode(closing_figures(answer, self._settings)).decode()
-        return f"{self._head}],{closing[1:]}\n\n"
+    model: str = MODEL
+    prompt: Any = None
+    messages: list[Message] | None = None
+    max_tokens: int | None = None
+    n: int = 1
+    stream: bool = False
+    stream_options: dict[str, Any] = {}
+    return_token_ids: bool = False
+    ignore_eos: bool = False
 
 
-def _joined(ids: U32) -> str:
-    return ",".join(map(str, ids))
+_STATUS = {"NotFoundError": web.HTTPNotFound, "InternalServerError": web.HTTPInternalServerError}
 
 
-def closing_figures(answer: Answer, settings: Settings) -> dict[str, Any]:
-    """Usage, and the request's own acceptance as vLLM 0.32 gives it under
-    --per-request-spec-decode-metrics detailed: drafted steps only, before the cut."""
-    told: dict[str, Any] = {
-        "usage": {
-            "prompt_tokens": answer.isl,
-            "total_tokens": answer.isl + answer.sent,
-            "completion_tokens": answer.sent,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        },
-        "system_fingerprint": VERSION,
-    }
-    if settings.method == "none" or not settings.per_request_metrics:
-        return told
-    k, drafts, accepted = settings.draft_depth, len(answer.accepted), sum(answer.accepted)
-    told["metrics"] = {
-        "speculative_decoding": {
+def refusal(message: str, param: str = "", kind: str = "BadRequestError") -> web.HTTPException:
+    """An HTTP error in vLLM 0.32's shape."""
+    of: type[web.HTTPException] = _STATUS.get(kind, web.HTTPBadRequest)
+    error = {"message": message, "type": kind, "param": param or None, "code": of.status_code}
+    text = msgspec.json.encode({"error": error}).decode()
+    return of(text=text, content_type="application/json")
+
+
+async def _asked(request: web.Request) -> Ask:
+    try:
+        ask = msgspec.json.decode(await request.read(), type=Ask)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise refusal(f"1 validation error:\n  {fault}", "body", "Bad Request") from None
+    if ask.model != MODEL:
+        raise refusal(f"The model `{ask.model}` does not exist.", "model", "NotFoundError")
+    if ask.n != 1:
+        raise refusal(f"The simulator answers once a request, got n={ask.n}", "n")
+    return ask
+
+
+def _prompt_ids(ask: Ask, *, chat: bool) -> U32:
+    """The prompt as ids. HTTPException: none, or not valid."""
+    prompt = ask.prompt
+    if chat:
+        if not ask.messages:
+            raise refusal("You must pass at least one message", "messages")
+        prompt = [BOS]
+        for message in ask.messages:
+            prompt += [*encode(f"{message.role}\n{message.content}"), EOS]
+        prompt += encode("assistant\n")
+    elif isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        if len(prompt) > 1:
+            raise refusal("The simulator takes one prompt a request", "prompt")
+        prompt = prompt[0]
+    if not prompt:
+        raise refusal("You must pass at least one prompt")
+    if isinstance(prompt, str):
+        prompt = [BOS, *encode(prompt)]
+    try:
+        ids = array("I", prompt)
+    except (TypeError, OverflowError) as fault:
+        raise refusal(f"1 validation error:\n  {fault}", "body.prompt", "Bad Request") from None
+    if max(ids) >= 1 << 18:  # below, a prompt in a real model's ids is as good as one in ours
+        raise refusal(f"Token id {max(ids)} is out of vocabulary")
+    return ids
+
+
+class Reply:
+    """One answer in vLLM 0.32's shapes: an event a step, or one body."""
+
+    def __init__(self, ask: Ask, answer: Answer, number: int, *, chat: bool) -> None:
+        short, kind = ("chatcmpl", "chat.completion") if chat else ("cmpl", "text_completion")
+        kind += ".chunk" if chat and ask.stream else ""
+        self._head: dict[str, Any] = {"id": f"{short}-simulated-{number}", "object": kind}
+        self._head |= {"created": int(time.time()), "model": MODEL}
+        self._usage = ask.stream_options.get("include_usage")
+        self._continuous = self._usage and ask.stream_options.get("continuous_usage_stats")
+        self._prompt = {"prompt_token_ids": answer.prompt.tolist()} if ask.return_token_ids else {}
+        self._key = ("delta" if ask.stream else "message") if chat else "text"
+        self._answer, self._written = answer, 0
+
+    def upto(self, end: int) -> bytes:
+        """The event of the tokens up to `end`; what precedes the first and follows the last too."""
+        begin, self._written = self._written, end
+        choice, events = self._choice(begin, end), []
+        if begin == 0 and self._key == "delta":
+            role: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", "content": ""}}
+            role |= {"logprobs": None, "finish_reason": None}
+            events.append(self._event([role], 0, self._prompt))
+        elif begin == 0:
+            choice |= self._prompt
+        events.append(self._event([choice], end, {}))
+        if end == len(self._answer.ids):
+            events += [self._event([], end, self._figures())] if self._usage else []
+            events.append(_DONE)
+        return b"".join(events)
+
+    def whole(self) -> dict[str, Any]:
+        """An answer that is not streamed."""
+        return {**self._head, "choices": [self._choice(0, self._answer.sent)], **self._figures()}
+
+    def _event(self, choices: list[Any], sent: int, more: Mapping[str, Any]) -> bytes:
+        usage = self._counts(sent) if self._continuous else {}
+        body = {**self._head, "choices": choices, **usage, **more}
+        return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+    def _choice(self, begin: int, end: int) -> dict[str, Any]:
+        ids, key = self._answer.ids[begin:end].tolist(), self._key
+        text = "".join([_TEXT[i] for i in ids])
+        role = {"role": "assistant"} if key == "message" else {}
+        said: Any = text if key == "text" else {**role, "content": text}
+        why = self._answer.finish if end == len(self._answer.ids) else None
+        row = {"index": 0, key: said, "logprobs": None, "finish_reason": why, "stop_reason": None}
+        return row | {"token_ids": ids} if self._prompt else row
+
+    def _counts(self, sent: int) -> dict[str, Any]:
+        isl = len(self._answer.prompt)
+        usage = {"prompt_tokens": isl, "total_tokens": isl + sent, "completion_tokens": sent}
+        return {"usage": usage}
+
+    def _figures(self) -> dict[str, Any]:
+        """Usage and, as --per-request-spec-decode-metrics detailed has it, the own acceptance."""
+        answer, settings = self._answer, self._answer.settings
+        figures = self._counts(answer.sent) | {"system_fingerprint": VERSION}
+        figures["usage"]["prompt_tokens_details"] = {"cached_tokens": 0}
+        if settings.method == "none" or not settings.per_request_metrics:
+            return figures
+        k, drafts, accepted = settings.draft_depth, len(answer.accepted), sum(answer.accepted)
+        own = {
             "mean_acceptance_length": 1 + accepted / drafts if drafts else 1.0,
             "draft_acceptance_rate": accepted / (drafts * k) if drafts else 0.0,
             "acceptance_histogram": [answer.accepted.count(j) for j in range(k + 1)],
@@ -450,547 +400,197 @@ def closing_figures(answer: Answer, settings: Settings) -> dict[str, Any]:
             "per_step_accepted": answer.accepted or None,
             "per_step_drafted": [k] * drafts or None,
         }
-    }
-    return told
+        return figures | {"metrics": {"speculative_decoding": own}}
 
 
-# ── the engine's loop ────────────────────────────────────────────────────────────────────────────
-
-
-class Batch:
-    """Continuous batching: admit, wait a step's time on an absolute schedule, emit; and again."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        now: Callable[[], float] = perf_counter,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self.settings = settings
-        self._now, self._sleep = now, sleep
-        self.tallies: dict[str, Tally] = {}
-        self.waiting: dict[Answer, None] = {}
-        self.running: dict[Answer, None] = {}
-        self.iterations = self.most_running = self.decoded = 0
-        self.waited_s = self.asked_s = 0.0
-        self._work = asyncio.Event()
-
-    def tally(self, category: str) -> Tally:
-        """The category's tally."""
-        if category not in self.tallies:
-            self.tallies[category] = Tally(histogram=[0] * (self.settings.draft_depth + 1))
-        return self.tallies[category]
-
-    def total(self) -> Tally:
-        """All categories."""
-        return summed(self.tallies.values(), self.settings.draft_depth)
-
-    def add(self, answer: Answer) -> None:
-        """Queue a request."""
-        self.waiting[answer] = None
-        self._work.set()
-
-    def drop(self, answer: Answer) -> None:
-        """Forget a request, ended or not: its client is gone."""
-        self.waiting.pop(answer, None)
-        self.running.pop(answer, None)
-
-    async def run(self) -> None:
-        """Until cancelled. A step that was late does not make the next one late, unless the
-        machine is a whole step behind: then what was missed is missed."""
-        due = began = self._now()
-        while True:
-            if not (self.waiting or self.running):
-                self._work.clear()
-                await self._work.wait()
-                due = began = self._now()
-            decoding, prefilling = list(self.running), self._admitted()
-            k = self.settings.draft_depth
-            asked = self.settings.step_s(
-                sum(1 + k if a.drafted else 1 for a in decoding), sum(a.isl for a in prefilling)
-            )
-            due += asked
-            await self._sleep(max(due - self._now(), 0.0))
-            now = self._now()
-            if now - due > asked:
-                due = now
-            self._emit(decoding, prefilling, now - began, asked)
-            began = now
-
-    def _admitted(self) -> list[Answer]:
-        """Requests whose prefill begins: as long as slots are free and the budget lasts."""
-        admitted: list[Answer] = []
-        budget = self.settings.prefill_budget
-        while self.waiting and len(self.running) < self.settings.max_running:
-            answer = next(iter(self.waiting))
-            if admitted and answer.isl > budget:
-                break
-            budget -= answer.isl
-            del self.waiting[answer]
-            self.running[answer] = None
-            admitted.append(answer)
-        self.most_running = max(self.most_running, len(self.running))
-        return admitted
-
-    def _emit(
-        self, decoding: list[Answer], prefilling: list[Answer], waited: float, asked: float
-    ) -> None:
-        running, stepped = self.running, 0
-        for answer in decoding:
-            if answer in running:  # else its client left during the step
-                stepped += 1
-                answer.step()
-                if answer.ended:
-                    del running[answer]
-        for answer in prefilling:
-            if answer in running:
-                answer.prefill()
-                if answer.ended:
-                    del running[answer]
-        self.iterations += 1
-        self.decoded += stepped
-        self.waited_s += waited * stepped
-        self.asked_s += asked * stepped
-
-
-# ── HTTP ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-class StreamOptions(msgspec.Struct):
-    """What a stream says of usage; continuous only together with include_usage (vLLM 0.33)."""
-
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
-class Ask(msgspec.Struct):
-    """The fields of a completions, chat or tokenize body that mean something here."""
-
-    model: str | None = None
-    prompt: Any = None
-    messages: list[Message] | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n: int | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    return_token_ids: bool | None = None
-    ignore_eos: bool | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-
-
-_asks = msgspec.json.Decoder(Ask)
-
-
-class Refusal(Exception):
-    """An HTTP error in vLLM 0.32's shape."""
-
-    def __init__(
-        self, message: str, *, status: int = 400, kind: str = "BadRequestError", param: str = ""
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {
-            "error": {"message": message, "type": kind, "param": param or None, "code": status}
-        }
-
-
-def _ask(body: bytes) -> Ask:
-    try:
-        ask = _asks.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        raise Refusal(f"1 validation error:\n  {fault}", kind="Bad Request", param="body") from None
-    if ask.model not in (None, MODEL):
-        raise Refusal(
-            f"The model `{ask.model}` does not exist. Valid aliases: {MODEL}.",
-            status=404,
-            kind="NotFoundError",
-            param="model",
-        )
-    return ask
-
-
-def _prompt_ids(ask: Ask, categories: Categories, *, chat: bool | None = None) -> U32:
-    """The prompt as ids; a text's category is learnt on the way. Refusal: none, or not valid.
-
-    `chat`: messages are expected, or not; None takes either.
-    """
-    texts: list[str] = []
-    if chat or (chat is None and ask.messages is not None):
-        if not ask.messages:
-            raise Refusal("You must pass at least one message", param="messages")
-        texts = [m.content for m in ask.messages if m.role == "user"]
-        ids = template(ask.messages, open_answer=ask.add_generation_prompt)
-    else:
-        prompt = ask.prompt
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
-            if len(prompt) > 1:
-                raise Refusal("The simulator takes one prompt a request", param="prompt")
-            prompt = prompt[0]
-        if not prompt:
-            raise Refusal("You must pass at least one prompt")
-        if isinstance(prompt, str):
-            texts = [prompt]
-            prompt = [BOS] * ask.add_special_tokens + encode(prompt)
-        ids = prompt
-    try:
-        taken = array("I", ids)
-    except (TypeError, OverflowError) as fault:
-        raise Refusal(
-            f"1 validation error:\n  prompt: {fault}", kind="Bad Request", param="body.prompt"
-        ) from None
-    if max(taken) >= VOCABULARY:
-        raise Refusal(f"Token id {max(taken)} is out of vocabulary")
-    categories.learn(texts, taken)
-    return taken
-
-
-def _limit(ask: Ask, isl: int, chat: bool, context: int) -> int:
-    """Output limit: what was asked, silently cut to the context as vLLM does (0.32)."""
+async def generate(request: web.Request) -> web.StreamResponse:
+    """POST /v1/completions and /v1/chat/completions."""
+    batch, chat = request.app[BATCH], "chat" in request.path
+    ask = await _asked(request)
+    prompt = _prompt_ids(ask, chat=chat)
+    isl, context = len(prompt), batch.settings.max_model_len
     if isl >= context:
-        raise Refusal(
-            f"This model's maximum context length is {context} tokens. However, your prompt "
-            f"contains {isl} input tokens, which exceeds this limit even without any output "
-            "tokens. Please reduce the length of the input prompt. (parameter=input_tokens, "
-            f"value={isl})",
-            param="input_tokens",
-        )
-    asked = ask.max_tokens if ask.max_completion_tokens is None else ask.max_completion_tokens
-    if asked is None:
-        asked = context if chat else 16
-    if asked < 1:
-        raise Refusal(
-            f"max_tokens must be at least 1, got {asked}. (parameter=max_tokens, value={asked})",
-            param="max_tokens",
-        )
-    if ask.n not in (None, 1):
-        raise Refusal(f"The simulator answers once a request, got n={ask.n}", param="n")
-    return min(asked, context - isl)
-
-
-class Handlers:
-    """The endpoints over one Batch."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.batch = Batch(settings)
-        self.categories = Categories(settings.prompts)
-        self.asked = 0
-
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/completions."""
-        return await self._generate(request, chat=False)
-
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/chat/completions."""
-        return await self._generate(request, chat=True)
-
-    async def _generate(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
-        try:
-            ask = _ask(await request.read())
-            prompt = _prompt_ids(ask, self.categories, chat=chat)
-            limit = _limit(ask, len(prompt), chat, self.settings.max_model_len)
-        except Refusal as refusal:
-            return _json(refusal.body, refusal.status)
-        self.asked += 1
-        name = f"{'chatcmpl' if chat else 'cmpl'}-simulated-{self.asked}"
-        render = Render(ask, prompt, name, chat=chat, settings=self.settings)
-        category = self.categories.of(prompt)
-        answer = Answer(
-            prompt,
-            self.settings,
-            category,
-            self.batch.tally(category),
-            limit=limit,
-            ignore_eos=bool(ask.ignore_eos),
-            render=render if ask.stream else None,
-        )
-        self.batch.add(answer)
-        try:
-            if ask.stream:
-                return await _streamed(request, answer)
-            await answer.more.wait()
-            return _json(_whole(ask, answer, name, chat=chat, settings=self.settings))
-        finally:
-            self.batch.drop(answer)
-
-    async def tokenize(self, request: web.Request) -> web.Response:
-        """POST /tokenize, of a prompt or of messages."""
-        try:
-            ids = _prompt_ids(_ask(await request.read()), self.categories)
-        except Refusal as refusal:
-            return _json(refusal.body, refusal.status)
-        return _json(
-            {
-                "count": len(ids),
-                "max_model_len": self.settings.max_model_len,
-                "tokens": ids.tolist(),
-                "token_strs": None,
-            }
-        )
-
-
-async def _streamed(request: web.Request, answer: Answer) -> web.StreamResponse:
+        raise refusal(f"The context length is {context} tokens, the input {isl}.", "input_tokens")
+    limit = (context if chat else 16) if ask.max_tokens is None else ask.max_tokens
+    if limit < 1:
+        raise refusal(f"max_tokens must be at least 1, got {limit}.", "max_tokens")
+    limit = min(limit, context - isl)  # silently, as vLLM does (0.32)
+    answer = Answer(batch, prompt, limit=limit, ignore_eos=ask.ignore_eos)
+    batch.add(answer)
+    reply = Reply(ask, answer, next(batch.numbers), chat=chat)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-    await response.prepare(request)
-    while True:
-        await answer.more.wait()
-        answer.more.clear()
-        data = b"".join(answer.out)
-        answer.out.clear()
-        if answer.ended:
-            await response.write_eof(data)
-            return response
-        await response.write(data)
+    try:
+        if ask.stream:
+            await response.prepare(request)
+        end = 0
+        while end < len(answer.ids):
+            end = await answer.cuts.get()
+            if end < 0:
+                fault = refusal(batch.died, kind="InternalServerError")
+                if not ask.stream:
+                    raise fault
+                await response.write(f"data: {fault.text}\n\n".encode() + _DONE)
+                return response
+            if ask.stream:
+                await response.write(reply.upto(end))
+    finally:  # ended, or its client is gone
+        batch.waiting.pop(answer, None)
+        batch.running.pop(answer, None)
+    return response if ask.stream else web.json_response(reply.whole())
 
 
-def _whole(
-    ask: Ask, answer: Answer, name: str, *, chat: bool, settings: Settings
-) -> dict[str, Any]:
-    """An answer that was not streamed."""
-    text = decode(answer.ids)
-    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": answer.finish}
-    choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-    if ask.return_token_ids:
-        choice["token_ids"] = answer.ids.tolist()
-    return {
-        "id": name,
-        "object": "chat.completion" if chat else "text_completion",
-        "created": int(time.time()),
-        "model": MODEL,
-        "choices": [choice],
-        **closing_figures(answer, settings),
-    }
-
-
-def _json(body: Any, status: int = 200) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(body), status=status, content_type="application/json"
-    )
+async def tokenize(request: web.Request) -> web.Response:
+    """POST /tokenize, of a prompt or of messages."""
+    batch, ask = request.app[BATCH], await _asked(request)
+    ids = _prompt_ids(ask, chat=ask.messages is not None).tolist()
+    limit = batch.settings.max_model_len
+    told = {"count": len(ids), "max_model_len": limit, "tokens": ids, "token_strs": None}
+    return web.json_response(told)
 
 
 def truth(batch: Batch) -> dict[str, Any]:
-    """What really happened since the start. `step_time_s` is the mean over decode steps of the
-    time from one emission to the next, `step_time_asked_s` what the settings asked for."""
-    settings, decoded = batch.settings, batch.decoded
+    """What is simulated, as ServerFacts has it, and what really happened since the start."""
+    settings, k = batch.settings, batch.settings.draft_depth
     return {
         "simulated": True,
-        "method": settings.method,
-        "draft_depth": settings.draft_depth,
-        "max_running": settings.max_running,
-        "seed": settings.seed,
+        "version": __version__,
+        "state": "on" if k else "off",
+        "draft_depth": k or None,
+        "spec_reported": METHODS[settings.method][-1] if k else None,
+        **{name: getattr(settings, name) for name in ("method", "max_running", "seed")},
         "most_running": batch.most_running,
         "iterations": batch.iterations,
-        "step_time_s": batch.waited_s / decoded if decoded else None,
-        "step_time_asked_s": batch.asked_s / decoded if decoded else None,
-        "overall": batch.total().told(),
-        "categories": {name: t.told() for name, t in sorted(batch.tallies.items())},
+        "overall": told(sum(batch.tallies.values(), Counter()), k),
+        "categories": {name: told(tally, k) for name, tally in sorted(batch.tallies.items())},
     }
 
 
 def metrics_page(batch: Batch) -> str:
     """vLLM's families (0.32), those of speculation only where there is any."""
-    total, settings = batch.total(), batch.settings
-    held = sum(a.isl + a.sent for a in batch.running)
-    capacity = settings.max_running * settings.max_model_len
-    rows: list[tuple[str, str, str, float]] = [
-        (vllm.RUNNING, "gauge", "", len(batch.running)),
-        (vllm.WAITING, "gauge", "", len(batch.waiting)),
-        (vllm.KV_USE, "gauge", "", held / capacity),
-        ("vllm:prompt_tokens_total", "counter", "", total.prompt_tokens),
-        (vllm.GENERATED, "counter", "", total.generated),
-    ]
-    rows += [
-        (vllm.FINISHED, "counter", f',finished_reason="{reason}"', count)
-        for reason, count in (("stop", total.stop), ("length", total.length))
-    ]
+    settings, tally = batch.settings, sum(batch.tallies.values(), Tally())
+    held = sum(len(a.prompt) + a.sent for a in batch.running)
+    rows: dict[str, float] = {
+        vllm.RUNNING: len(batch.running),
+        vllm.WAITING: len(batch.waiting),
+        vllm.KV_USE: held / (settings.max_running * settings.max_model_len),
+        "vllm:prompt_tokens_total": tally["prompt_tokens"],
+        vllm.GENERATED: tally["generated"],
+        'vllm:request_success_total,finished_reason="stop"': tally["stop"],
+        'vllm:request_success_total,finished_reason="length"': tally["length"],
+    }
     if settings.method != "none":
-        drafts = sum(total.histogram)
-        rows += [
-            (vllm.DRAFTS, "counter", "", drafts),
-            (vllm.DRAFT_TOKENS, "counter", "", drafts * settings.draft_depth),
-            (vllm.ACCEPTED, "counter", "", sum(total.by_position)),
-        ]
-        rows += [
-            (vllm.ACCEPTED_BY_POSITION, "counter", f',position="{j}"', count)
-            for j, count in enumerate(total.by_position)
-        ]
-    lines, before = [], ""
-    for family, kind, label, value in rows:
-        if family != before:
-            lines += [f"# HELP {family} Simulated.", f"# TYPE {family} {kind}"]
-            before = family
-        lines.append(f'{family}{{engine="0",model_name="{MODEL}"{label}}} {value}')
-    return "\n".join(lines) + "\n"
+        figures = told(tally, settings.draft_depth)
+        for name in ("drafts", "draft_tokens", "accepted_tokens"):
+            rows[f"{vllm.SPEC}num_{name}_total"] = figures[name]
+        for j, count in enumerate(figures["accepted_by_position"]):
+            rows[f'{vllm.SPEC}num_accepted_tokens_per_pos_total,position="{j}"'] = count
+    lines: list[str] = []
+    for name, value in rows.items():
+        family, comma, label = name.partition(",")
+        kind = "counter" if family.endswith("_total") else "gauge"
+        lines += [f"# HELP {family} Simulated.", f"# TYPE {family} {kind}"]
+        lines += [f'{family}{{engine="0",model_name="{MODEL}"{comma}{label}}} {value}']
+    return "\n".join(dict.fromkeys(lines)) + "\n"
 
 
-def models_page(settings: Settings) -> dict[str, Any]:
-    """`/v1/models`: one card, whose owner says that this is no engine."""
-    card = {"id": MODEL, "object": "model", "created": 0, "owned_by": OWNER, "root": MODEL}
-    card |= {"parent": None, "max_model_len": settings.max_model_len}
-    return {"object": "list", "data": [card]}
-
-
-def _page(path: str, body: Callable[[], Any]) -> web.RouteDef:
-    async def page(_: web.Request) -> web.Response:
-        found = body()
-        return web.Response(text=found) if isinstance(found, str) else _json(found)
-
-    return web.get(path, page)
-
-
+_CARD = {"id": MODEL, "object": "model", "created": 0, "owned_by": OWNER}
 BATCH = web.AppKey("batch", Batch)
+PAGES: dict[str, Callable[[Batch], Any]] = {
+    "/health": lambda batch: "",
+    "/version": lambda batch: {"version": VERSION},
+    "/v1/models": lambda batch: {
+        "object": "list",
+        "data": [_CARD | {"max_model_len": batch.settings.max_model_len}],
+    },
+    "/metrics": metrics_page,
+    "/truth": truth,
+}
 
 
-def app(settings: Settings) -> web.Application:
-    """The simulated server, ready to run. Its Batch is `app[BATCH]`."""
-    handlers = Handlers(settings)
-    words()
-    _word_ids()
-
-    async def loop(_: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(handlers.batch.run())
-        yield
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    found = web.Application(client_max_size=MAX_BODY_BYTES)
-    found[BATCH] = handlers.batch
-    found.cleanup_ctx.append(loop)
-    found.add_routes(
-        [
-            web.post("/v1/completions", handlers.completions),
-            web.post("/v1/chat/completions", handlers.chat),
-            web.post("/tokenize", handlers.tokenize),
-            _page("/health", str),
-            _page("/version", lambda: {"version": VERSION}),
-            _page("/v1/models", lambda: models_page(settings)),
-            _page("/metrics", lambda: metrics_page(handlers.batch)),
-            _page("/truth", lambda: truth(handlers.batch)),
-        ]
-    )
-    return found
+async def page(request: web.Request) -> web.Response:
+    """GET one of PAGES."""
+    found = PAGES[request.path](request.app[BATCH])
+    return web.Response(text=found) if isinstance(found, str) else web.json_response(found)
 
 
 # ── as a process, and as an engine to load ───────────────────────────────────────────────────────
 
 
-NUMBERS = {
-    f.name: type(f.default)
-    for f in fields(Settings)
-    if type(f.default) in (int, float) and f.name != "draft_depth"
-}
-"""Settings that are flags of the same name; the method's own value without."""
+def app(settings: Settings) -> web.Application:
+    """The simulated server, ready to run. Its Batch is `app[BATCH]`."""
+    found = web.Application(client_max_size=64 << 20)
+    batch = found[BATCH] = Batch(settings)
+
+    async def loop(_: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(batch.run())
+        task.add_done_callback(batch.over)
+        yield
+        task.cancel()
+        await asyncio.wait([task])
+
+    found.cleanup_ctx.append(loop)
+    found.router.add_post("/v1/completions", generate)
+    found.router.add_post("/v1/chat/completions", generate)
+    found.router.add_post("/tokenize", tokenize)
+    for path in PAGES:
+        found.router.add_get(path, page)
+    return found
 
 
-def _parsed(argv: Sequence[str] | None) -> tuple[str, int, Settings]:
-    parser = argparse.ArgumentParser(
-        prog="servers.simulator", description="A simulated engine that speaks vLLM's dialect."
-    )
+def parsed(argv: Sequence[str] | None = None) -> tuple[str, int, Settings]:
+    """Host, port and settings of a command line: a flag for every number in Settings."""
+    parser = argparse.ArgumentParser("servers.simulator", argument_default=argparse.SUPPRESS)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--spec", default="none", choices=("none", *METHODS))
-    parser.add_argument("--draft-depth", type=int, default=3)
-    for name, kind in NUMBERS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
-    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    host, port = given.pop("host"), given.pop("port")
-    return host, port, preset(given.pop("spec"), given.pop("draft_depth"), **given)
-
-
-def settings_of(argv: Sequence[str]) -> Settings:
-    """The settings that a command line asks for."""
-    return _parsed(argv)[2]
+    for setting in fields(Settings):
+        if type(setting.default) in (int, float):
+            parser.add_argument(f"--{setting.name.replace('_', '-')}", type=type(setting.default))
+    given = vars(parser.parse_args(argv))
+    return given.pop("host"), given.pop("port"), preset(given.pop("spec"), **given)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -P -m servers.simulator`: serve until SIGTERM or Ctrl-C."""
-    host, port, settings = _parsed(argv)
-    _allow_connections()
-    web.run_app(
-        app(settings),
-        host=host,
-        port=port,
-        print=None,
-        access_log=None,
-        backlog=4096,
-        handler_cancellation=True,
-        shutdown_timeout=1.0,
-        loop=_new_loop(),
-    )
+    import uvloop
 
-
-def _allow_connections(wanted: int = 1 << 16) -> None:
-    """Raise the soft limit on open files as far as it goes: a stream is a descriptor."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+    host, port, settings = parsed(argv)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a stream is a descriptor
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if 0 <= hard < 1 << 16 else 1 << 16, hard))
+    options: dict[str, Any] = {"access_log": None, "backlog": 4096, "shutdown_timeout": 1.0}
+    options |= {"handler_cancellation": True, "loop": uvloop.new_event_loop()}
+    web.run_app(app(settings), host=host, port=port, **options)
 
 
 def command(config: ServerConfig, port: int) -> list[str]:
     """argv of the simulator. UserError: a model or a setting that it does not have."""
     if config.model != MODEL:
         raise UserError(f"the simulator serves '{MODEL}', not '{config.model}'. Expected that.")
+    flags: dict[str, Any] = {"port": port, "spec": "none"}
+    if config.spec is not None:
+        flags["spec"] = vllm.known_method(config.spec, tuple(METHODS), "simulated")
+        flags["draft-depth"] = vllm.chain_depth(config.spec, "simulated")
+        flags |= vllm.known_options(config.spec, frozenset({"coverage"}), "simulated")
+    flags |= {"max-running": config.max_running, "max-model-len": config.max_model_len}
     argv = [*(config.executable or (sys.executable,)), "-P", "-m", "servers.simulator"]
-    argv += ["--port", str(port)]
-    if config.spec is None:
-        argv += ["--spec", "none"]
-    else:
-        method = vllm.known_method(config.spec, tuple(METHODS), "simulated")
-        options = vllm.known_options(config.spec, frozenset({"coverage"}), "simulated")
-        depth = vllm.chain_depth(config.spec, "simulated")
-        argv += ["--spec", method, "--draft-depth", str(3 if depth is None else depth)]
-        for key, value in options.items():
-            argv += [f"--{key}", str(value)]
-    if config.max_running is not None:
-        argv += ["--max-running", str(config.max_running)]
-    if config.max_model_len is not None:
-        argv += ["--max-model-len", str(config.max_model_len)]
-    return [*argv, "--seed", "0", *config.extra_args]
+    for flag, value in flags.items():
+        argv += [] if value is None else [f"--{flag}", str(value)]
+    return [*argv, *config.extra_args]
 
 
-def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFacts:
-    """What the simulator's own pages tell, and that it is one."""
-    facts = vllm.describe(pages, samples)
+def describe(pages: Mapping[str, Any], _: Mapping[str, float]) -> ServerFacts:
+    """What the simulator's own page tells, and that it is one."""
     page = pages.get("/truth")
-    if not isinstance(page, dict):
-        return msgspec.structs.replace(facts, simulated=True)
-    method, depth = page.get("method"), page.get("draft_depth")
-    on = method != "none"
-    return ServerFacts(
-        version=facts.version,
-        max_running=page.get("max_running"),
-        state="on" if on else "off",
-        draft_depth=depth if on else None,
-        spec_reported=f"{method} k={depth}" if on else "none",
-        simulated=True,
-    )
+    known = page if isinstance(page, dict) else {}
+    return msgspec.convert({**known, "simulated": True}, ServerFacts)
 
 
-ENGINE = Engine(
+ENGINE = replace(
+    vllm.ENGINE,
     name="simulated",
-    wires=vllm.WIRES,
     owned_by=(OWNER,),
-    counters=vllm.counters,
-    load=vllm.load,
-    metrics_path="/metrics",
-    tick_prefixes=vllm.TICKS,
-    describe_paths=("/version", "/truth"),
+    describe_paths=("/truth",),
     describe=describe,
-    chunk_is_step=True,
     methods=tuple(METHODS),
     command=command,
     verified="simulated: no engine, its figures follow from its settings",

