@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadgen.errors import UserError
-from loadgen.stats import interval, ratio_of_ratios
+from loadgen.stats import ENOUGH, interval, pooled, ratio_of_ratios
 from loadgen.types import (
     CategoryComparison,
     Caveat,
@@ -153,20 +153,24 @@ def _load(base: PhaseSummary, spec: PhaseSummary, greedy: bool) -> LoadCompariso
 
 def speedup_user(pairs: Sequence[Pair]) -> Speedup | None:
     """Decode tokens a second with ÷ without, over paired dialogues; None without decode time."""
+    columns = _decoded(pairs)
+    if not columns:
+        return None
+    return Speedup(
+        ratio=ratio_of_ratios([float(sum(column)) for column in columns]),
+        pairs=len(columns[0]),
+        interval=interval(columns, ratio_of_ratios, what=WITHIN_RUN),
+    )
+
+
+def _decoded(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:
+    """Tokens and time with, tokens and time without: a column each, a pair a row."""
     rows = [
-        (s.decode_tokens, s.decode_s, b.decode_tokens, b.decode_s)
+        (float(s.decode_tokens), s.decode_s, float(b.decode_tokens), b.decode_s)
         for b, s in pairs
         if s.decode_tokens and b.decode_tokens and s.decode_s > 0 and b.decode_s > 0
     ]
-    if not rows:
-        return None
-    columns = list(zip(*rows, strict=True))
-    sums = [float(sum(column)) for column in columns]
-    return Speedup(
-        ratio=ratio_of_ratios(sums),
-        pairs=len(rows),
-        interval=interval(columns, ratio_of_ratios, what=WITHIN_RUN),
-    )
+    return list(zip(*rows, strict=True))
 
 
 def _throughput(
@@ -195,12 +199,24 @@ def _throughput(
 
 
 def _categories(spec: PhaseSummary, pairs: Sequence[Pair]) -> tuple[CategoryComparison, ...]:
-    return tuple(
-        CategoryComparison(
-            category=summary.category,
-            speedup_user=speedup_user([p for p in pairs if p[1].category == summary.category]),
-            acceptance=summary.acceptance,
-            steps=summary.acceptance.steps if summary.acceptance is not None else None,
+    """speedup_user by category; below ten dialogues with the spread of all categories."""
+    own = {c.category: [p for p in pairs if p[1].category == c.category] for c in spec.categories}
+    columns = {category: found for category, some in own.items() if (found := _decoded(some))}
+    shared = pooled([*columns.values()], ratio_of_ratios, what=WITHIN_RUN)
+    limits = dict(zip(columns, shared, strict=True))
+    compared = []
+    for summary in spec.categories:
+        speedup = speedup_user(own[summary.category])
+        if speedup is not None and speedup.pairs < ENOUGH:
+            speedup = Speedup(
+                ratio=speedup.ratio, pairs=speedup.pairs, interval=limits[summary.category]
+            )
+        compared.append(
+            CategoryComparison(
+                category=summary.category,
+                speedup_user=speedup,
+                acceptance=summary.acceptance,
+                steps=summary.acceptance.steps if summary.acceptance is not None else None,
+            )
         )
-        for summary in spec.categories
-    )
+    return tuple(compared)

@@ -217,7 +217,8 @@ def run_info(
     scenario: Scenario, target: preflight.Target, plan: Plan, caveats: tuple[Caveat, ...] = ()
 ) -> RunInfo:
     """The first line of the run file: no path, no header, no address but the server's."""
-    server = target.info
+    # A llama-server without an alias names its model by the file's path.
+    server = msgspec.structs.replace(target.info, model=_without_folder(target.info.model))
     if server.config is not None:
         server = msgspec.structs.replace(server, config=_without_paths(server.config))
     spec = server.config.spec if server.config is not None else None
@@ -243,14 +244,19 @@ def run_info(
     )
 
 
+def _without_folder(model: str) -> str:
+    """`/models/a.gguf` → `a.gguf`; a hub's `owner/name` stays."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
 def _without_paths(config: ServerConfig) -> ServerConfig:
     """What was launched is a fact of the run; where its files lie, and its environment, are not."""
     spec = config.spec
     if spec is not None and spec.draft_model is not None:
-        spec = msgspec.structs.replace(spec, draft_model=Path(spec.draft_model).name)
+        spec = msgspec.structs.replace(spec, draft_model=_without_folder(spec.draft_model))
     return msgspec.structs.replace(
         config,
-        model=Path(config.model).name,
+        model=_without_folder(config.model),
         spec=spec,
         executable=tuple(Path(word).name for word in config.executable),
         extra_args=_masked(config.extra_args),

@@ -85,6 +85,48 @@ def interval(
     return Interval(low=limits[0], high=limits[1], kind=f"95 % {what}{method} over dialogues")
 
 
+def pooled(
+    groups: Sequence[Sequence[Sequence[float]]], statistic: Statistic, *, what: str = ""
+) -> list[Interval | None]:
+    """95 % intervals of small groups that are taken to scatter alike, about their logarithms.
+
+    A group of two dialogues hardly tells its own spread; all groups together do: their spread about
+    each group's own figure is pooled, as in an analysis of variance, and a group of n gets
+    σ ÷ √n with Student's t for Σ(n − 1) degrees of freedom. None where nothing tells a spread.
+    """
+    import numpy as np
+
+    squares, freedom = 0.0, 0
+    centres: list[tuple[float, int]] = []
+    with np.errstate(all="ignore"):
+        for columns in groups:
+            table = np.asarray(columns, dtype=np.float64)
+            rows, whole = table.shape[1], table.sum(axis=1, keepdims=True)
+            centres.append((float(np.log(statistic(whole))[0]), rows))
+            if rows > 1:
+                without = np.log(statistic(whole - table))
+                squares += float((((rows - 1) * (without.mean() - without)) ** 2).sum())
+                freedom += rows - 1
+    if freedom < FEWEST or not np.isfinite(squares):
+        return [None] * len(groups)
+    spread = _t_975(freedom) * float(np.sqrt(squares / freedom))
+    kind = f"95 % {what}spread of dialogues pooled over the categories"
+    return [
+        Interval(low=float(np.exp(c - reach)), high=float(np.exp(c + reach)), kind=kind)
+        if np.isfinite(c) and (reach := spread / n**0.5) <= np.log(TELLS_NOTHING)
+        else None
+        for c, n in centres
+    ]
+
+
+def _t_975(freedom: int) -> float:
+    """Student's t at 97.5 %: the table, then its expansion about the normal (error < 0.01)."""
+    if freedom <= len(_T_975):
+        return _T_975[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
 def _bootstrap(table: Floats, statistic: Statistic, seed: int) -> tuple[float, float] | None:
     import numpy as np
 
@@ -112,7 +154,7 @@ def _jackknife(table: Floats, statistic: Statistic) -> tuple[float, float] | Non
     centre = np.log(statistic(whole))[0]
     without = np.log(statistic(whole - table))
     error = np.sqrt((rows - 1) / rows * ((without - without.mean()) ** 2).sum())
-    reach = _T_975[rows - 2] * error
+    reach = _t_975(rows - 1) * error
     if not np.isfinite(centre) or not reach <= np.log(TELLS_NOTHING):
         return None
     return float(np.exp(centre - reach)), float(np.exp(centre + reach))

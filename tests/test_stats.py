@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.stats import MOST_BLOCKS, distribution, interval, ratio, ratio_of_ratios
+from loadgen.stats import (
+    _T_975,
+    MOST_BLOCKS,
+    _t_975,
+    distribution,
+    interval,
+    pooled,
+    ratio,
+    ratio_of_ratios,
+)
 
 FLOATS = st.floats(0.001, 1e6)
 
@@ -77,3 +86,31 @@ def test_one_dialogue_or_nothing_finite_give_none() -> None:
     assert interval([], ratio) is None
     for rows in (5, 20):
         assert interval([[1.0] * rows, [0.0] * rows], ratio) is None
+
+
+def test_small_groups_share_their_spread() -> None:
+    """Eleven groups of two: at 95 %, 20 experiments of 11 intervals miss about 11 times."""
+    rng = np.random.default_rng(11)
+    missed = 0
+    for _ in range(20):
+        groups = []
+        for _ in range(11):
+            steps = rng.integers(30, 60, 2)
+            tokens = rng.binomial(steps * 3, 1 / 3) + steps
+            groups.append([tokens.tolist(), steps.tolist()])
+        found = pooled(groups, ratio)
+        assert all(i is not None for i in found)
+        missed += sum(not i.low <= 2.0 <= i.high for i in found if i is not None)
+    assert missed <= 25
+    assert missed >= 1, "intervals that never miss are too wide"
+
+
+def test_one_group_of_two_tells_no_spread() -> None:
+    assert pooled([[[20.0, 30.0], [10.0, 10.0]]], ratio) == [None]
+    assert pooled([], ratio) == []
+
+
+def test_students_t_goes_on_where_its_table_ends() -> None:
+    assert _t_975(9) == pytest.approx(2.262, abs=0.005)
+    assert _t_975(30) == pytest.approx(2.042, abs=0.002)
+    assert _t_975(8) == _T_975[-1]
