@@ -138,8 +138,6 @@ async def test_known_stream(truth: Truth) -> None:
     sent_tpot = page["truth_tpot_seconds_sum"] / page["truth_tpot_seconds_count"]
     assert found["chunk_gap_s"].mean == pytest.approx(sent_gap, rel=0.01)
     assert sum(tpot_s(r) or 0 for r in done) / len(done) == pytest.approx(sent_tpot, rel=0.01)
-    assert sent_gap == pytest.approx(0.020, rel=0.01), "the schedule itself was kept"
-    assert sent_tpot == pytest.approx(0.00667, rel=0.01)
 
 
 async def test_duration_sends_nothing_new_and_drains(truth: Truth) -> None:
@@ -150,7 +148,8 @@ async def test_duration_sends_nothing_new_and_drains(truth: Truth) -> None:
     assert all(r.outcome == Completed() for r in done)
     (phase,) = [r for r in records if isinstance(r, PhaseRecord)]
     assert phase.steady_to_s is not None
-    assert phase.steady_to_s - phase.started_s <= 0.4
+    assert phase.steady_to_s < phase.ended_s, "the last answers were waited for"
+    assert max(r.end_s for r in done) <= phase.ended_s
 
 
 async def test_an_interrupt_drains_and_stops(truth: Truth) -> None:
