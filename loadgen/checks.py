@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from loadgen.acceptance import chunks_disproved
 from loadgen.metrics import completed
+from loadgen.plan import DIALOGUES_PER_STREAM
 from loadgen.stats import distribution
 from loadgen.types import Broke, Cancelled, Caveat, Completed, PhaseData, Refused, TimedOut
 
 LAG_LIMIT_S = 0.010
 CPU_LIMIT = 0.80
 CAPPED_LIMIT = 0.20
-FEWEST_DIALOGUES_PER_STREAM = 4
-FEWEST_STEPS = 30
 
 
 def client_saturated(data: PhaseData) -> Iterator[Caveat]:
@@ -134,7 +133,7 @@ def outputs_capped(data: PhaseData) -> Iterator[Caveat]:
 def too_few_samples(data: PhaseData) -> Iterator[Caveat]:
     """Ramp and drain dominate a short phase, and a tail percentile needs its samples."""
     dialogues = len({r.dialogue_id for r in data.records})
-    needed = FEWEST_DIALOGUES_PER_STREAM * data.phase.load.concurrency
+    needed = DIALOGUES_PER_STREAM * data.phase.load.concurrency
     if dialogues < needed:
         yield _caveat(
             data,

@@ -400,24 +400,28 @@ def check(
         tokenize = await preflight.tokenizer(target, tokenizer)
         return await preflight.probe(target, await tokenize(preflight.PROBE))
 
-    target = _run(ask())
+    _explain(_run(ask()))
+
+
+def _explain(target: Any) -> None:
+    """A preflight.Target, a line a fact, then its caveats."""
     info, honours = target.info, target.info.honours
-    verified = target.engine.verified
-    rows = [
-        ("server", f"{info.url}, {info.engine} {info.version or '(version not told)'}"),
-        ("model", f"{info.model}, context {info.max_model_len or '–'} tokens"),
-        ("running limit", str(info.max_running or "– (not told)")),
-        ("speculation", f"{info.state}{f', {info.spec_reported}' if info.spec_reported else ''}"
-         f"{f', k = {info.draft_depth}' if info.draft_depth else ''}"),
-        ("token-id prompts", _yes(honours.token_id_prompts)),
-        ("ids in chunks", _yes(honours.ids_in_chunks)),
-        ("usage in chunks", _yes(honours.continuous_usage)),
-        ("timings in chunks", _yes(honours.chunk_timings)),
-        ("per-request acceptance", _yes(honours.per_request_acceptance)),
-        ("metrics page", _yes(honours.metrics_page)),
-        ("engine support", verified),
-    ]  # fmt: skip
-    for name, value in rows:
+    depth = f", k = {info.draft_depth}" if info.draft_depth else ""
+    reported = f", {info.spec_reported}" if info.spec_reported else ""
+    rows = {
+        "server": f"{info.url}, {info.engine} {info.version or '(version not told)'}",
+        "model": f"{info.model}, context {info.max_model_len or '–'} tokens",
+        "running limit": str(info.max_running or "– (not told)"),
+        "speculation": f"{info.state}{reported}{depth}",
+        "token-id prompts": _yes(honours.token_id_prompts),
+        "ids in chunks": _yes(honours.ids_in_chunks),
+        "usage in chunks": _yes(honours.continuous_usage),
+        "timings in chunks": _yes(honours.chunk_timings),
+        "per-request acceptance": _yes(honours.per_request_acceptance),
+        "metrics page": _yes(honours.metrics_page),
+        "engine support": info.verified,
+    }
+    for name, value in rows.items():
         print(f"{name:<24}{_clean(value)}")
     for caveat in target.caveats:
         print(f"\n{caveat.code}: {_clean(caveat.message)}\n  {caveat.advice}")

@@ -40,6 +40,7 @@ from loadgen.types import (
     Request,
     Sampling,
     ServerConfig,
+    ServerFacts,
     ServerInfo,
     Wire,
 )
@@ -123,26 +124,9 @@ async def identify(
         pages = {path: await _page(session, root + path) for path in found.describe_paths}
     samples = parse_page(page) if page is not None else {}
     facts = found.describe(pages, samples)
-    spec = config.spec if config is not None else None
-    state = facts.state if config is None else ("on" if spec is not None else "off")
-    depth = (spec.draft_depth or spec.draft_tokens) if spec is not None else None
-    context = card.max_model_len or (card.meta.n_ctx if card.meta is not None else None)
-    info = ServerInfo(
-        engine=found.name,
-        model=card.id,
-        url=without_secrets(root),
-        api=api,
-        version=facts.version,
-        max_model_len=facts.max_model_len or context,
-        max_running=facts.max_running or (config.max_running if config else None),
-        state=state,
-        draft_depth=depth or (facts.draft_depth if state != "off" else None),
-        spec_reported=facts.spec_reported,
-        honours=Honours(metrics_page=page is not None),
-        simulated=facts.simulated,
-        verified=found.verified,
-        gpus=gpus or (config.gpus if config else None),
-        config=config,
+    info = _info(without_secrets(root), found, card, facts, config)
+    info = msgspec.structs.replace(
+        info, api=api, gpus=gpus or info.gpus, honours=Honours(metrics_page=page is not None)
     )
     return Target(
         base_url=root,
@@ -152,6 +136,31 @@ async def identify(
         metrics_url=metrics if page is not None else None,
         headers=headers or {},
         caveats=_page_caveat(metrics, page),
+    )
+
+
+def _info(
+    url: str, engine: Engine, card: _Card, facts: ServerFacts, config: ServerConfig | None
+) -> ServerInfo:
+    """What the server's pages say, and over them what we know for having launched it."""
+    spec = config.spec if config is not None else None
+    state = facts.state if config is None else ("on" if spec is not None else "off")
+    depth = (spec.draft_depth or spec.draft_tokens) if spec is not None else None
+    context = card.max_model_len or (card.meta.n_ctx if card.meta is not None else None)
+    return ServerInfo(
+        engine=engine.name,
+        model=card.id,
+        url=url,
+        version=facts.version,
+        max_model_len=facts.max_model_len or context,
+        max_running=facts.max_running or (config.max_running if config else None),
+        state=state,
+        draft_depth=depth or (facts.draft_depth if state != "off" else None),
+        spec_reported=facts.spec_reported,
+        simulated=facts.simulated,
+        verified=engine.verified,
+        gpus=config.gpus if config else None,
+        config=config,
     )
 
 
