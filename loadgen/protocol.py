@@ -173,7 +173,7 @@ def decode_openai(payload: bytes) -> Chunk:
     """
     try:
         event = _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ValueError(f"malformed event: {fault}") from None
     choice = event.choices[0] if event.choices else None
     text, ids, finish = "", None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gzip
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
@@ -259,6 +260,83 @@ async def test_outcomes(data: bytes, expected: Outcome) -> None:
         assert expected.message in outcome.message
     else:
         assert outcome == expected
+
+
+def body_of(*events: bytes, done: bool = True) -> bytes:
+    return b"".join(events) + (b"data: [DONE]\n\n" if done else b"")
+
+
+def chunked_whole(body: bytes, head: bytes = HEAD) -> bytes:
+    return head + chunked(body) + b"0\r\n\r\n"
+
+
+GZIPPED = gzip.compress(body_of(event(1), event(3, "length")))
+NON_STREAM = b'{"choices":[{"text":"a","finish_reason":"stop"}],"usage":{"completion_tokens":4}}'
+HUGE = b'data: {"choices":[{"text":"%s","token_ids":[1,2,3,4],"finish_reason":"stop"}]}\n\n' % (
+    b"x" * 10_000_000
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "tokens"),
+    [
+        # what is unusual but whole
+        (b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+         + body_of(event(1), event(3, "length")), "", 4),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s"
+         % (len(GZIPPED), GZIPPED), "", 4),
+        (chunked_whole(HUGE), "", 4),
+        (chunked_whole(body_of(event(4, "stop"), done=False)), "", 4),
+        (chunked_whole(b"retry: 3\r\n: hello\r\nevent: x\r\ndata:" + event(4, "stop")[6:-2]
+                       + b"\r\n\r\n"), "", 4),
+        (chunked_whole(body_of(event(4, "stop")) + event(9)), "", 4),
+        # what is broken
+        (HEAD + b"0\r\n\r\n", "truncated", 0),
+        (chunked_whole(b"data: [DONE]\n\n"), "empty", 0),
+        (chunked_whole(b": nothing but comments\n\n"), "truncated", 0),
+        (chunked_whole(NON_STREAM), "truncated", 0),
+        (chunked_whole(event(2) + b"data: {\"choices\":[{\"token_ids\":[NaN]}]}\n\n"),
+         "malformed", 2),
+        (chunked_whole(event(2) + b"data: " + b"[" * 100_000 + b"\n\n"), "malformed", 2),
+        (chunked_whole(event(2) + b'data: {"error":' + b"[" * 100_000 + b"\n\n"), "malformed", 2),
+        (chunked_whole(event(2) + b"data: \xff\xfe\n\n"), "malformed", 2),
+        (chunked_whole(event(2) + b'data: {"error":{"message":"engine died"}}\n\n'),
+         "server_error", 2),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + event(2), "truncated", 2),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+         "truncated", 0),
+    ],
+)  # fmt: skip
+async def test_streams_as_they_come(data: bytes, reason: str, tokens: int) -> None:
+    async with serving(sending(data)) as url:
+        record = await ask(url)
+    assert (record.outcome.reason if isinstance(record.outcome, Broke) else "") == reason
+    assert record.osl_tokens == tokens
+
+
+async def test_one_fault_touches_no_other_stream() -> None:
+    """Twenty good streams beside one of each fault, on one transport."""
+    faults = (
+        HEAD[:30],
+        HEAD + b"zz\r\n",
+        HEAD + chunked(b"data: {\n\n"),
+        b"",
+        b"HTTP/1.1 500 x\r\n\r\n",
+    )
+    turn = iter(range(1000))
+
+    async def mixed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, n: int) -> None:
+        number = next(turn)
+        writer.write(GOOD if number % 5 else faults[number // 5 % len(faults)])
+        await writer.drain()
+        writer.close()
+
+    async with serving(mixed) as url, Transport(url, WIRE, fresh_connections=True) as transport:
+        done = await asyncio.gather(*(transport.stream(REQUEST, BODY) for _ in range(25)))
+    good_ones = [r for r, _ in done if r.outcome == Completed()]
+    assert len(good_ones) == 20
+    assert all(r.osl_tokens == 4 for r in good_ones)
+    assert transport.live.in_flight == 0
 
 
 async def test_refused_connections_break() -> None:
