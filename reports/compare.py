@@ -6,7 +6,7 @@ in that interval (DESIGN §4). Must not: compute a figure, call an outcome good 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -53,21 +53,29 @@ def _of_both(study: Study) -> Summary:
 
 
 def verdict(found: Comparison) -> str:
-    """The one sentence: user speed at each load, or at the lowest and the highest of many."""
-    by_load = page.grouped(
-        (row.load.concurrency, row.speedup_user) for row in found.loads if row.speedup_user
-    )
-    known = sorted(by_load)
+    """The one sentence: both speedups at each load, or at the lowest and the highest of many."""
+    known = sorted({row.load.concurrency for row in found.loads})
     named = known if len(known) <= MOST_IN_SENTENCE else [known[0], known[-1]]
-    speeds = page.listed(f"{_span(by_load[c])} at concurrency {c}" for c in named)
+    rows = [row for row in found.loads if row.load.concurrency in named]
+    user = _speeds("user speed", ((r.load.concurrency, r.speedup_user) for r in rows))
+    output = _speeds(
+        "output throughput", ((r.load.concurrency, r.speedup_throughput) for r in rows)
+    )
     more = f" (of {len(known)} loads)" if len(known) > len(named) else ""
-    alone = [by_load[c][0].interval for c in named if len(by_load[c]) == 1]
-    kinds = page.listed(dict.fromkeys(i.kind for i in alone if i is not None))
-    said = f"user speed {speeds}{more}" if named else "no speedup could be measured"
     repeats = len({load.repeat for load in found.loads})
+    alone = [s.interval for r in rows for s in (r.speedup_user, r.speedup_throughput) if s]
+    kinds = page.listed(dict.fromkeys(i.kind for i in alone if i and repeats == 1))
+    said = "; ".join(filter(None, (user, output))) or "no speedup could be measured"
     how = f"{repeats} repeats" if repeats > 1 else "one repeat"
     against = " against ".join(page.speculation(i.server) for i in (found.spec, found.base))
-    return f"{against}, {how} (no verdict): {said}{f' ({kinds})' if kinds else ''}."
+    return f"{against}, {how} (no verdict): {said}{more}{f' ({kinds})' if kinds else ''}."
+
+
+def _speeds(what: str, found: Iterable[tuple[int, Speedup | None]]) -> str:
+    """'user speed 1.08× [1.02, 1.15] at concurrency 1 and …', '' where nothing is known."""
+    by_load = page.grouped((load, speed) for load, speed in found if speed is not None)
+    spans = page.listed(f"{_span(by_load[c])} at concurrency {c}" for c in sorted(by_load))
+    return f"{what} {spans}" if spans else ""
 
 
 def _span(found: Sequence[Speedup]) -> str:

@@ -59,7 +59,8 @@ def sentence(study: Study) -> str:
 def test_one_repeat_gives_ratio_and_interval_and_no_verdict() -> None:
     assert sentence(compared()) == (
         "ngram k = 3 against no speculation, one repeat (no verdict): user speed 1.08× "
-        "[1.02, 1.15] at concurrency 1 and 0.83× [0.78, 0.88] at concurrency 8 "
+        "[1.02, 1.15] at concurrency 1 and 0.83× [0.78, 0.88] at concurrency 8; output throughput "
+        "1.06× [1.00, 1.13] at concurrency 1 and 0.84× [0.78, 0.89] at concurrency 8 "
         "(95 % within-run interval: paired bootstrap over dialogues)."
     )
     assert not re.search(r"\b(pays?|costs?|faster|slower|wins?)\b", render(compared()))
@@ -69,7 +70,8 @@ def test_many_loads_are_named_by_the_lowest_and_the_highest() -> None:
     first, last = comparison(compared()).loads
     loads = [change(last, load=change(last.load, concurrency=c), spec=last.spec) for c in (2, 4, 8)]
     said = sentence(changed(compared(), loads=(first, *loads)))
-    assert "at concurrency 1 and 0.83× [0.78, 0.88] at concurrency 8 (of 4 loads)" in said
+    assert "at concurrency 1 and 0.83× [0.78, 0.88] at concurrency 8; output" in said
+    assert "at concurrency 1 and 0.84× [0.78, 0.89] at concurrency 8 (of 4 loads)" in said
 
 
 def test_repeats_are_given_as_a_span() -> None:
@@ -77,7 +79,7 @@ def test_repeats_are_given_as_a_span() -> None:
         load_comparison(8, repeat=1), speedup_user=Speedup(ratio=0.9, pairs=3, interval=None)
     )
     said = sentence(changed(compared(), loads=(load_comparison(8), again)))
-    assert "2 repeats (no verdict): user speed 0.83× to 0.90× at concurrency 8." in said
+    assert "2 repeats (no verdict): user speed 0.83× to 0.90× at concurrency 8; output" in said
 
 
 def test_troubles_of_either_run_come_first() -> None:
