@@ -26,7 +26,7 @@ from loadgen.errors import ServerError, UserError, nearest
 from loadgen.runner import Tokenize
 from loadgen.scrape import Scraper, parse_page
 from loadgen.tokens import local_tokenizer
-from loadgen.transport import Transport, refusal
+from loadgen.transport import Transport, bounded, environment_proxy, refusal
 from loadgen.types import (
     U32,
     Caveat,
@@ -46,6 +46,7 @@ from loadgen.types import (
 )
 
 ASK_TIMEOUT_S = 20.0
+PAGE_BYTES = 16 << 20
 PROBE_OUTPUT_TOKENS = 12
 PROBE = (Message(role="user", content="Count from one to ten, in words."),)
 """What preflight asks; never a measured prompt."""
@@ -113,7 +114,7 @@ async def identify(
             f"{without_secrets(root)} was given with a password in the URL and with an API key. "
             "Expected one of them: take one away (the key may come from $OPENAI_API_KEY)."
         )
-    async with _session(headers) as session:
+    async with _session(root, headers) as session:
         models = await _models(session, root)
         found = _engine(engines, engine, models)
         card = _model(models, model)
@@ -177,12 +178,12 @@ def _page_caveat(metrics: str | None, page: str | None) -> tuple[Caveat, ...]:
     )
 
 
-def _session(headers: Mapping[str, str] | None) -> aiohttp.ClientSession:
+def _session(root: str, headers: Mapping[str, str] | None) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         headers=dict(headers or {}),
         timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S),
         connector=aiohttp.TCPConnector(force_close=True),
-        trust_env=True,  # a few questions before anything is timed
+        proxy=environment_proxy(root),
     )
 
 
@@ -207,7 +208,7 @@ async def _models(session: aiohttp.ClientSession, root: str) -> tuple[_Card, ...
     where = without_secrets(root)
     try:
         async with session.get(root + "/v1/models") as response:
-            status, body = response.status, await response.content.read(4 << 20)
+            status, body = response.status, await bounded(response, PAGE_BYTES)
     except (aiohttp.ClientError, OSError, TimeoutError) as fault:
         said = str(fault) or type(fault).__name__
         raise UserError(
@@ -270,7 +271,7 @@ async def _page(session: aiohttp.ClientSession, url: str) -> Any:
         async with session.get(url) as response:
             if response.status != 200:
                 return None
-            return json.loads(await response.content.read(4 << 20))
+            return json.loads(await bounded(response, PAGE_BYTES))
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
         return None
 
@@ -293,7 +294,7 @@ async def tokenizer(target: Target, name: str | None) -> Tokenize:
     except UserError as fault:
         raise UserError(
             f"no tokenizer for '{target.info.model}': the server has no /tokenize of a known kind, "
-            f"and {fault} "
+            f"and {fault}"
         ) from None
 
 
@@ -324,13 +325,11 @@ _Post = Callable[[str, dict[str, Any]], Any]
 
 def _asker(target: Target, dialect: Callable[..., Any]) -> Tokenize:
     async def tokenize(messages: tuple[Message, ...]) -> U32:
-        async with _session(target.headers) as session:
+        async with _session(target.base_url, target.headers) as session:
 
             async def post(path: str, body: dict[str, Any]) -> Any:
                 async with session.post(target.base_url + path, json=body) as response:
-                    data = await response.content.read()
-                    while more := await response.content.read():
-                        data += more
+                    data = await bounded(response, PAGE_BYTES)
                     if response.status != 200:
                         raise ServerError(
                             f"{path} answered HTTP {response.status}: {refusal(data)}"

@@ -14,7 +14,7 @@ from typing import Literal
 
 import aiohttp
 
-from loadgen.transport import environment_proxy
+from loadgen.transport import bounded, environment_proxy
 from loadgen.types import Caveat, Engine, Observer, Snapshot
 
 MAX_PAGE_BYTES = 8 << 20
@@ -82,9 +82,7 @@ class Scraper:
                 aiohttp.ClientSession(timeout=self._timeout, proxy=self._proxy) as session,
                 session.get(self.url, headers=self._headers) as response,
             ):
-                body = await response.content.read(MAX_PAGE_BYTES)
-                while len(body) < MAX_PAGE_BYTES and (more := await response.content.read(1 << 16)):
-                    body += more
+                body = await bounded(response, MAX_PAGE_BYTES)
                 if response.status == 200:
                     return body.decode("utf-8", "replace")
                 why = f"the metrics page answered HTTP {response.status}"

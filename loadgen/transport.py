@@ -30,6 +30,9 @@ from loadgen.types import Broke, Cancelled, Outcome, Refused, Request, RequestRe
 READ_BUFFER_BYTES = 1 << 26
 """aiohttp pauses a socket whose buffer is fuller than this: never, or the stamps would wait."""
 
+REFUSAL_BYTES = 2000
+"""What is read of an HTTP error's body: its message stands at the front."""
+
 
 class _Sending:
     """What aiohttp tells us of one attempt, through hooks that run inside its request."""
@@ -242,7 +245,7 @@ class Transport:
                 self.url, data=body, headers=self._headers, allow_redirects=False
             ) as response:
                 if response.status != 200:
-                    text = await response.content.read(2000)
+                    text = await bounded(response, REFUSAL_BYTES)
                     return Refused(status=response.status, message=refusal(text))
                 # Not response.connection: an answer that came whole has let go of it already.
                 protocol, content = sending.protocol, response.content
@@ -286,6 +289,14 @@ async def _note_reuse(*_: object) -> None:
     sending = _sending.get()
     if sending is not None:
         sending.reused = True
+
+
+async def bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body up to `limit` bytes. One `read(n)` gives only what has arrived so far."""
+    body = b""
+    while len(body) < limit and (more := await response.content.read(limit - len(body))):
+        body += more
+    return body
 
 
 def refusal(body: bytes) -> str:

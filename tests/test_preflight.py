@@ -164,6 +164,13 @@ async def test_what_is_wrong_is_one_paragraph(
     assert "\n" not in str(fault.value)
 
 
+async def test_a_list_of_models_that_arrives_in_pieces_is_read_whole() -> None:
+    many = {"data": [{"id": f"model-{i}", "owned_by": "vllm"} for i in range(40_000)]}
+    async with server(GET_v1_models=many) as url:
+        target = await preflight.identify(url, ENGINES, model="model-39999")
+    assert target.info.model == "model-39999"
+
+
 async def test_no_server() -> None:
     with pytest.raises(UserError, match="no server answers"):
         await preflight.identify("http://127.0.0.1:1", ENGINES)
