@@ -104,7 +104,7 @@ def prefix_cache_hits(data: PhaseData) -> Iterator[Caveat]:
 
 def chunks_are_not_steps(data: PhaseData) -> Iterator[Caveat]:
     """Merged or split chunks: no acceptance and no step time can be read off them."""
-    why = chunks_disproved(completed(data.records), data.engine, data.server.draft_depth)
+    why = chunks_disproved(completed(data.records), data.engine, data.draft_depth)
     if why:
         yield _caveat(
             data,

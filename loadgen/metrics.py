@@ -76,6 +76,10 @@ def _user_speed(record: RequestRecord) -> tuple[float, ...]:
     return (1 / seconds,) if seconds else ()
 
 
+USER_SPEED = Metric(
+    name="user_tokens_per_s", unit="tokens/s", meaning="user speed: 1 ÷ TPOT", values=_user_speed
+)
+
 METRICS: tuple[Metric, ...] = (
     Metric(
         name="isl_tokens",
@@ -116,12 +120,7 @@ METRICS: tuple[Metric, ...] = (
         meaning="end-to-end latency: finish chunk − sent",
         values=lambda r: (r.end_s - r.sent_s,),
     ),
-    Metric(
-        name="user_tokens_per_s",
-        unit="tokens/s",
-        meaning="user speed: 1 ÷ TPOT",
-        values=_user_speed,
-    ),
+    USER_SPEED,
 )
 
 
@@ -132,13 +131,15 @@ def completed(records: Sequence[RequestRecord]) -> tuple[RequestRecord, ...]:
 
 def distributions(records: Sequence[RequestRecord]) -> dict[str, Distribution]:
     """Every row of METRICS over `records`."""
+    return {metric.name: figure(metric, records) for metric in METRICS}
+
+
+def figure(metric: Metric, records: Sequence[RequestRecord]) -> Distribution:
+    """One row of METRICS over `records`."""
     import numpy as np
 
-    table = {}
-    for metric in METRICS:
-        parts = [values for r in records if len(values := metric.values(r))]
-        table[metric.name] = distribution(np.concatenate(parts) if parts else ())
-    return table
+    parts = [values for r in records if len(values := metric.values(r))]
+    return distribution(np.concatenate(parts) if parts else ())
 
 
 def counts(records: Sequence[RequestRecord]) -> RequestCounts:

@@ -14,12 +14,14 @@ from loadgen.acceptance import State, acceptance, chunks_disproved, steps_of
 from loadgen.checks import check_phase
 from loadgen.errors import UserError
 from loadgen.metrics import (
+    USER_SPEED,
     achieved_concurrency,
     completed,
     counts,
     decode_s,
     decode_tokens,
     distributions,
+    figure,
     span_s,
     throughput,
 )
@@ -81,6 +83,7 @@ def summarize(run: Run, engine: Engine) -> Summary:
             phase=phase,
             server=run.info.server,
             engine=engine,
+            draft_depth=_depth(requests, run.info.server),
             records=tuple(requests),
             client=tuple(client.get(name, ())),
             snapshots=seen,
@@ -146,7 +149,7 @@ def _phase(data: PhaseData) -> PhaseSummary:
     server, engine = data.server, data.engine
     done = completed(data.records)
     state = _state(data, server)
-    depth = _depth(data, server)
+    depth = data.draft_depth
     sources = acceptance(
         done,
         engine,
@@ -195,11 +198,11 @@ def _state(data: PhaseData, server: ServerInfo) -> State:
     return "on" if drafted or grown else "unknown"
 
 
-def _depth(data: PhaseData, server: ServerInfo) -> int | None:
+def _depth(records: Sequence[RequestRecord], server: ServerInfo) -> int | None:
     """k as configured or reported, else as the server wrote it beside a request's figures."""
     if server.draft_depth is not None:
         return server.draft_depth
-    told = [r.spec.draft_depth for r in data.records if r.spec and r.spec.draft_depth is not None]
+    told = [r.spec.draft_depth for r in records if r.spec and r.spec.draft_depth is not None]
     return max(told, default=None)
 
 
@@ -214,7 +217,7 @@ def _categories(
         records = by_category[category]
         sources = acceptance(records, engine, state=state, depth=depth, whole_window=False)
         best = sources[0] if sources[0].acceptance_length is not None else None
-        speed = distributions(records)["user_tokens_per_s"]
+        speed = figure(USER_SPEED, records)
         summaries.append(
             CategorySummary(
                 category=category, requests=len(records), acceptance=best, user_tokens_per_s=speed

@@ -547,14 +547,15 @@ class Run:
 class PhaseData:
     """All that was recorded of one phase: what metrics, acceptance and checks read.
 
-    `counters` is the growth of the server's counters between the idle borders, None with
-    `counters_missing` saying why.
+    `draft_depth` is k where known. `counters` is the growth of the server's counters between the
+    idle borders, None with `counters_missing` saying why.
     """
 
     phase: PhaseRecord
     server: ServerInfo
     engine: Engine
     records: tuple[RequestRecord, ...]
+    draft_depth: int | None = None
     client: tuple[ClientSample, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
     counters: SpecCounters | None = None

@@ -15,10 +15,13 @@ from loadgen.types import (
     ClientInfo,
     ClosedLoop,
     Completed,
+    Dialogue,
     Engine,
+    Message,
     PhaseData,
     PhaseRecord,
     Prompt,
+    Request,
     RequestRecord,
     RunInfo,
     Scenario,
@@ -80,6 +83,7 @@ def phase_data(
         ),
         "server": SERVER,
         "engine": ENGINE,
+        "draft_depth": SERVER.draft_depth,
         "records": tuple(records),
     }
     return PhaseData(**(fields | changes))
@@ -111,6 +115,16 @@ def prompts(count: int, length: int = 16) -> tuple[Prompt, ...]:
         for i in range(count)
     )
 
+
+REQUEST = Request(
+    request_id="r",
+    phase="c=1",
+    dialogue=Dialogue(dialogue_id="d", prompt=Prompt(prompt_id="p", category="qa")),
+    turn=0,
+    max_output_tokens=40,
+    prompt_token_ids=array("I", [1, 2, 3]),
+    messages=(Message(role="user", content="hi"),),
+)
 
 # Golden G2: four turns of three requests, run through SPEED-Bench's own metric classes.
 G2 = (

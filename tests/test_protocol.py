@@ -19,27 +19,8 @@ from loadgen.protocol import (
     gaps_us,
     survivors,
 )
-from loadgen.types import (
-    Broke,
-    Completed,
-    Dialogue,
-    Message,
-    Prompt,
-    Request,
-    RequestRecord,
-    Sampling,
-)
-from tests.records import DATA
-
-REQUEST = Request(
-    request_id="r",
-    phase="c=1",
-    dialogue=Dialogue(dialogue_id="d", prompt=Prompt(prompt_id="p", category="qa")),
-    turn=0,
-    max_output_tokens=40,
-    prompt_token_ids=array("I", [1, 2, 3]),
-    messages=(Message(role="user", content="hi"),),
-)
+from loadgen.types import Broke, Completed, RequestRecord, Sampling
+from tests.records import DATA, REQUEST
 
 STREAMS = sorted(DATA.glob("*.sse"))
 

@@ -146,6 +146,16 @@ def test_a_draft_seen_settles_an_unknown_state() -> None:
     assert unknown.phases[0].acceptance[0].state == "unknown"
 
 
+def test_the_checks_know_the_k_that_the_figures_know() -> None:
+    """k is told only beside a request's figures: a chunk of more is both left out and said."""
+    server = msgspec.structs.replace(SERVER, draft_depth=None)
+    told = SpecCounters(drafts=2, draft_tokens=6, draft_depth=3, accepted_tokens=5)
+    merged = record([1, 9], [10.0, 11.0, 12.0], spec=told)
+    found = summary(merged, PHASE, info=run_info(server=server))
+    assert "chunks-not-steps" in [c.code for c in found.caveats]
+    assert found.phases[0].chunk_is_step is False
+
+
 # ── compare ──────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import gzip
-from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
 
@@ -15,28 +14,10 @@ import pytest
 
 from loadgen.protocol import completions_wire
 from loadgen.transport import Transport, broke, refusal, stamp_at_socket
-from loadgen.types import (
-    Broke,
-    Cancelled,
-    Completed,
-    Dialogue,
-    Outcome,
-    Prompt,
-    Refused,
-    Request,
-    RequestRecord,
-    TimedOut,
-)
+from loadgen.types import Broke, Cancelled, Completed, Outcome, Refused, RequestRecord, TimedOut
+from tests.records import REQUEST
 
 WIRE = completions_wire({})
-REQUEST = Request(
-    request_id="r",
-    phase="c=1",
-    dialogue=Dialogue(dialogue_id="d", prompt=Prompt(prompt_id="p", category="qa")),
-    turn=0,
-    max_output_tokens=8,
-    prompt_token_ids=array("I", [1, 2, 3]),
-)
 BODY = b'{"stream":true}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
