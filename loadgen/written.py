@@ -1,4 +1,4 @@
-"""What users write, read strictly: TOML files and JSONL rows → nouns.
+"""What users write, read strictly: TOML files and JSONL rows → nouns, and [spec] against an engine.
 
 An unknown key, a wrong type or broken syntax is a UserError that names file, place, what was
 expected and the nearest name. Must not: know where files lie, default what a noun does not default.
@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from loadgen.errors import UserError, nearest
+from loadgen.types import SpecConfig
 
 T = TypeVar("T")
 
@@ -65,3 +66,31 @@ def keys(kind: Any) -> set[str]:
             names |= {field.encode_name} | keys(field.type)
         return names
     return {name for part in get_args(kind) for name in keys(part)}
+
+
+def chain_depth(spec: SpecConfig, engine: str) -> int | None:
+    """k of a chain, where nodes drafted = longest path. UserError: they differ, or below 1."""
+    depth = spec.draft_tokens if spec.draft_depth is None else spec.draft_depth
+    if spec.draft_tokens not in (None, depth):
+        both = f"draft_tokens = {spec.draft_tokens} and draft_depth = {depth}"
+        raise UserError(f"{engine} drafts a chain, so {both} contradict each other. Give one.")
+    if depth is not None and depth < 1:
+        raise UserError(f"draft_depth = {depth}: expected 1 or more; leave [spec] out for none.")
+    return depth
+
+
+def known_method(spec: SpecConfig, methods: tuple[str, ...], engine: str) -> str:
+    """The method's name. UserError: the engine has no such method."""
+    if spec.method not in methods:
+        hint, known = nearest(spec.method, methods) or ".", ", ".join(methods)
+        raise UserError(f"{engine} has no speculative method '{spec.method}'{hint} Known: {known}.")
+    return spec.method
+
+
+def known_options(spec: SpecConfig, known: frozenset[str], engine: str) -> dict[str, Any]:
+    """The method's options. UserError: one that it does not have, with the nearest name."""
+    for key in spec.options:
+        if key not in known:
+            hint = nearest(key, sorted(known)) or f". Known: {', '.join(sorted(known))}."
+            raise UserError(f"{engine}, method '{spec.method}': unknown option '{key}'{hint}")
+    return dict(spec.options)

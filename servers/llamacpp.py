@@ -27,7 +27,7 @@ from typing import Any, Literal
 from loadgen.errors import ServerError, UserError, nearest
 from loadgen.protocol import chat_wire, completions_wire
 from loadgen.types import Engine, ServerConfig, ServerFacts, ServerLoad, SpecConfig, SpecCounters
-from servers.vllm import chain_depth, known_method, known_options
+from loadgen.written import chain_depth, known_method, known_options
 
 SPEC = "llamacpp:spec_decode_"
 DRAFTS = f"{SPEC}num_drafts_total"

@@ -32,6 +32,7 @@ from aiohttp import web
 from loadgen import __version__
 from loadgen.errors import UserError
 from loadgen.types import U32, Message, ServerConfig, ServerFacts, SpecConfig
+from loadgen.written import chain_depth, known_method, known_options
 from servers import vllm
 
 MODEL = "simulated-8b"
@@ -83,7 +84,7 @@ class Settings:
 
 def preset(method: str, draft_depth: int = 3, **changes: Any) -> Settings:
     """Settings of 'none', 'eagle3' or 'ngram', with changes. UserError: another method."""
-    if vllm.known_method(SpecConfig(method=method), ("none", *METHODS), "simulated") == "none":
+    if known_method(SpecConfig(method=method), ("none", *METHODS), "simulated") == "none":
         return Settings(**changes)
     first, kept, coverage, _ = METHODS[method]
     k = draft_depth
@@ -568,9 +569,9 @@ def command(config: ServerConfig, port: int) -> list[str]:
         raise UserError(f"the simulator serves '{MODEL}', not '{config.model}'. Expected that.")
     flags: dict[str, Any] = {"port": port, "spec": "none"}
     if config.spec is not None:
-        flags["spec"] = vllm.known_method(config.spec, tuple(METHODS), "simulated")
-        flags["draft-depth"] = vllm.chain_depth(config.spec, "simulated")
-        flags |= vllm.known_options(config.spec, frozenset({"coverage"}), "simulated")
+        flags["spec"] = known_method(config.spec, tuple(METHODS), "simulated")
+        flags["draft-depth"] = chain_depth(config.spec, "simulated")
+        flags |= known_options(config.spec, frozenset({"coverage"}), "simulated")
     flags |= {"max-running": config.max_running, "max-model-len": config.max_model_len}
     argv = [*(config.executable or (sys.executable,)), "-P", "-m", "servers.simulator"]
     for flag, value in flags.items():

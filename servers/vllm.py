@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from loadgen.errors import UserError, nearest
+from loadgen.errors import UserError
 from loadgen.protocol import chat_wire, completions_wire
 from loadgen.types import Engine, ServerConfig, ServerFacts, ServerLoad, SpecConfig, SpecCounters
+from loadgen.written import chain_depth, known_method, known_options
 
 SPEC = "vllm:spec_decode_"
 GENERATED = "vllm:generation_tokens_total"
@@ -107,34 +108,6 @@ _METHODS: dict[str, tuple[str, bool, str]] = {
     "dflash": ("required", False, ""),
 }
 _OURS = {"method": "method", "model": "draft_model", "num_speculative_tokens": "draft_depth"}
-
-
-def chain_depth(spec: SpecConfig, engine: str) -> int | None:
-    """k of a chain, where nodes drafted = longest path. UserError: they differ, or below 1."""
-    depth = spec.draft_tokens if spec.draft_depth is None else spec.draft_depth
-    if spec.draft_tokens not in (None, depth):
-        both = f"draft_tokens = {spec.draft_tokens} and draft_depth = {depth}"
-        raise UserError(f"{engine} drafts a chain, so {both} contradict each other. Give one.")
-    if depth is not None and depth < 1:
-        raise UserError(f"draft_depth = {depth}: expected 1 or more; leave [spec] out for none.")
-    return depth
-
-
-def known_method(spec: SpecConfig, methods: tuple[str, ...], engine: str) -> str:
-    """The method's name. UserError: the engine has no such method."""
-    if spec.method not in methods:
-        hint, known = nearest(spec.method, methods) or ".", ", ".join(methods)
-        raise UserError(f"{engine} has no speculative method '{spec.method}'{hint} Known: {known}.")
-    return spec.method
-
-
-def known_options(spec: SpecConfig, known: frozenset[str], engine: str) -> dict[str, Any]:
-    """The method's options. UserError: one that it does not have, with the nearest name."""
-    for key in spec.options:
-        if key not in known:
-            hint = nearest(key, sorted(known)) or f". Known: {', '.join(sorted(known))}."
-            raise UserError(f"{engine}, method '{spec.method}': unknown option '{key}'{hint}")
-    return dict(spec.options)
 
 
 def speculative_config(spec: SpecConfig) -> dict[str, Any]:
