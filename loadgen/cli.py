@@ -12,17 +12,18 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 import typer
 
 from loadgen import __version__
-from loadgen.errors import DraftloadError, UserError, nearest
+from loadgen.errors import DraftloadError, ServerError, UserError, nearest
 from loadgen.types import (
     ClosedLoop,
     Dataset,
@@ -34,6 +35,9 @@ from loadgen.types import (
     Study,
     Summary,
 )
+
+if TYPE_CHECKING:
+    from servers.launch import Launched
 
 T = TypeVar("T")
 Format = Literal["table", "json"]
@@ -72,6 +76,15 @@ Header = Annotated[list[str] | None, typer.Option("--header", help="'Name: value
 ApiKeyFile = Annotated[
     Path | None,
     typer.Option("--api-key-file", help="File with the API key; default: $OPENAI_API_KEY."),
+]
+CaFile = Annotated[
+    Path | None, typer.Option("--ca-file", help="PEM authorities that vouch for the server.")
+]
+ClientCert = Annotated[
+    Path | None, typer.Option("--client-cert", help="PEM certificate that says who we are.")
+]
+ClientKey = Annotated[
+    Path | None, typer.Option("--client-key", help="Its key, if it is in another file.")
 ]
 Gpus = Annotated[int | None, typer.Option("--gpus", help="GPUs behind the URL.")]
 Concurrency = Annotated[
@@ -144,8 +157,8 @@ def demo(
         ended: list[tuple[Path, str]] = []
         for config in configs:
             job = _job(scenario, out, quiet, _label(config, config.model))
-            async with _launched(config, 120.0, _say(quiet)) as url:
-                ended.append(await measure(url, job, config))
+            async with _launched(config, 120.0, _say(quiet)) as server:
+                ended.append(await measure(server.url, job, config, server.died))
             if ended[-1][1] != "completed":
                 break
         return ended
@@ -233,6 +246,9 @@ def run(
     metrics_url: MetricsUrl = None,
     header: Header = None,
     api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
     gpus: Gpus = None,
     timeout: Annotated[str, typer.Option("--timeout", help="Longest request.")] = "600s",
     grace: Annotated[
@@ -258,6 +274,7 @@ def run(
       draftload run --url http://HOST:8000 --dataset mine.jsonl --duration 60s -c 32
     """
     from loadgen.measure import Attach, measure
+    from loadgen.transport import tls_context
     from scenarios import prompts as sets
 
     if (url is None) == (server is None):
@@ -287,6 +304,7 @@ def run(
         api=_api(api),
         metrics_url=metrics_url,
         headers=_headers(header, api_key_file),
+        tls=tls_context(ca_file, client_cert, client_key),
         gpus=gpus,
         probe=not no_preflight,
         timeout_s=_seconds("--timeout", timeout),
@@ -301,7 +319,7 @@ def run(
         if config is None:
             return await measure(str(url), job)
         async with _launched(config, wait_s, job.say) as started:
-            return await measure(started, job, config)
+            return await measure(started.url, job, config, started.died)
 
     ended = _run(one())
     _finish([ended], lambda: _report([ended[0]], format_name))
@@ -347,6 +365,8 @@ def serve(
     """
     import shlex
 
+    from loadgen.written import is_secret, masked
+
     config = _server_config(server)
     engine = _engine_of(config)
     if engine.command is None:
@@ -354,15 +374,22 @@ def serve(
             f"engine '{engine.name}' cannot be started by draftload; attach with --url."
         )
     if show:
-        env = [f"{key}={shlex.quote(value)}" for key, value in config.env.items()]
-        print(" ".join([*env, shlex.join(engine.command(config, config.port or 8000))]))
+        # A secret is not shown: its variable is taken from the user's own environment instead.
+        env = [
+            f'{key}="${key}"' if is_secret(key) else f"{key}={shlex.quote(value)}"
+            for key, value in config.env.items()
+        ]
+        argv = engine.command(config, config.port or 8000)
+        print(" ".join([*env, shlex.join(masked(argv))]))
+        if list(masked(argv)) != argv:
+            print("*** stands for a secret; put it in before you run this.", file=sys.stderr)
         return
 
     async def wait() -> None:
         wait_s = _seconds("--start-timeout", start_timeout)
-        async with _launched(config, wait_s, _say(False), log=True) as url:
-            print(url, flush=True)
-            await _until_interrupted()
+        async with _launched(config, wait_s, _say(False), log=True) as started:
+            print(started.url, flush=True)
+            await _served(started)
 
     _run(wait())
 
@@ -377,6 +404,9 @@ def check(
     metrics_url: MetricsUrl = None,
     header: Header = None,
     api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
 ) -> None:
     """What is at a URL and what it honours, explained; measures nothing.
 
@@ -384,6 +414,7 @@ def check(
     """
     from loadgen import preflight
     from loadgen.measure import Attach, identified
+    from loadgen.transport import tls_context
 
     attach = Attach(
         engine=engine,
@@ -391,6 +422,7 @@ def check(
         api=_api(api),
         metrics_url=metrics_url,
         headers=_headers(header, api_key_file),
+        tls=tls_context(ca_file, client_cert, client_key),
     )
 
     async def ask() -> preflight.Target:
@@ -477,8 +509,8 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
 @contextlib.asynccontextmanager
 async def _launched(
     config: ServerConfig, wait_s: float, say: Callable[[str], None], *, log: bool = False
-) -> AsyncIterator[str]:
-    """The config's server, started and stopped; its URL."""
+) -> AsyncIterator[Launched]:
+    """The config's server, started and stopped."""
     from servers import launch
 
     engine = _engine_of(config)
@@ -490,7 +522,7 @@ async def _launched(
     async with launch.launched(
         engine, config, start_timeout_s=wait_s, on_log=show if log else None
     ) as server:
-        yield server.url
+        yield server
 
 
 def _label(config: ServerConfig | None, model: str) -> str:
@@ -503,12 +535,18 @@ def _label(config: ServerConfig | None, model: str) -> str:
     return f"{config.engine}, {config.spec.method}" + (f" k = {depth}" if depth else "")
 
 
-async def _until_interrupted() -> None:
+async def _served(server: Launched) -> None:
+    """Until Ctrl-C. ServerError: the server ended by itself."""
     from loadgen.measure import interrupts
 
     stop = asyncio.Event()
+    died = asyncio.create_task(server.died())
     with interrupts(stop.set):
-        await stop.wait()
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({died, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopped.done():
+        raise ServerError(died.result())
+    died.cancel()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -518,8 +556,13 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         import uvloop
 
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(work)
+    except KeyboardInterrupt:
+        # Before the first phase, where a run does not yet end by itself: nothing was measured.
+        print("draftload: interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 # ── reporting ────────────────────────────────────────────────────────────────────────────────────
@@ -576,15 +619,15 @@ def _print(text: str) -> None:
 
 def _finish(ended: Sequence[tuple[Path, str]], show: Callable[[], Sequence[Summary]]) -> None:
     """Report what was measured; the exit code says how it ended."""
-    interrupted = any(reason != "completed" for _, reason in ended)
+    reasons = [reason for _, reason in ended if reason != "completed"]
     try:
         summaries = show()
     except UserError as fault:
-        if not interrupted:
+        if not reasons:
             raise
         print(f"draftload: {_clean(str(fault))}", file=sys.stderr)
-    if interrupted:
-        raise typer.Exit(130)
+    if reasons:
+        raise typer.Exit(130 if "interrupted" in reasons else 1)
     if any(p.requests.completed == 0 for s in summaries for p in s.phases):
         raise typer.Exit(1)
 
@@ -756,6 +799,8 @@ def _yes(value: bool | None) -> str:
 
 def main() -> None:
     """The console script: errors become one paragraph on stderr and an exit code."""
+    # SIGTERM is a Ctrl-C: servers are stopped, files closed, the terminal is put right.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(standalone_mode=True)
     except DraftloadError as fault:

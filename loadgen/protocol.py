@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -111,6 +111,11 @@ def _payload(block: bytes) -> bytes | None:
 # ── the OpenAI wire ──────────────────────────────────────────────────────────────────────────────
 
 
+# A count below zero, or one that no array of ours holds, is a malformed event, never a figure.
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+_Ids = tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)], ...]
+
+
 class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
@@ -121,33 +126,33 @@ class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
-    token_ids: tuple[int, ...] | None = None
+    token_ids: _Ids | None = None
 
 
 class _Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
     prompt_tokens_details: _Details | None = None
 
 
 class _Timings(msgspec.Struct, gc=False):
-    predicted_n: int
+    predicted_n: _Count
     predicted_ms: float
-    draft_n: int | None = None
-    draft_n_accepted: int | None = None
+    draft_n: _Count | None = None
+    draft_n_accepted: _Count | None = None
 
 
 class _Speculative(msgspec.Struct, gc=False):
-    num_spec_steps: int
-    num_accepted_draft_tokens: int
-    num_draft_tokens: int
-    num_spec_tokens: int | None = None
-    acceptance_histogram: tuple[int, ...] | None = None
-    per_step_drafted: tuple[int, ...] | None = None
+    num_spec_steps: _Count
+    num_accepted_draft_tokens: _Count
+    num_draft_tokens: _Count
+    num_spec_tokens: _Count | None = None
+    acceptance_histogram: tuple[_Count, ...] | None = None
+    per_step_drafted: tuple[_Count, ...] | None = None
 
 
 class _Metrics(msgspec.Struct, gc=False):

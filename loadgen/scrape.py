@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from time import perf_counter
 from typing import Literal
 
 import aiohttp
 
-from loadgen.transport import bounded, environment_proxy
+from loadgen.transport import bounded, environment_proxy, hide, secrets_of
 from loadgen.types import Caveat, Engine, Observer, Snapshot
 
 MAX_PAGE_BYTES = 8 << 20
@@ -62,6 +63,7 @@ class Scraper:
         zero: float,
         headers: dict[str, str] | None = None,
         timeout_s: float = 5.0,
+        tls: ssl.SSLContext | bool = True,
     ) -> None:
         self.url = url
         self._told = False
@@ -69,6 +71,7 @@ class Scraper:
         self._observe = observe
         self._zero = zero
         self._headers = headers or {}
+        self._tls = tls
         self._proxy = None if url is None else environment_proxy(url)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
@@ -76,18 +79,22 @@ class Scraper:
         """The page's text, or None."""
         if self.url is None:
             return None
-        why = ""
         try:
             async with (
-                aiohttp.ClientSession(timeout=self._timeout, proxy=self._proxy) as session,
+                aiohttp.ClientSession(
+                    timeout=self._timeout,
+                    proxy=self._proxy,
+                    connector=aiohttp.TCPConnector(ssl=self._tls),
+                ) as session,
                 session.get(self.url, headers=self._headers) as response,
             ):
-                body = await bounded(response, MAX_PAGE_BYTES)
-                if response.status == 200:
+                body = await bounded(response, MAX_PAGE_BYTES + 1)
+                why = _unusable(response, body)
+                if not why:
                     return body.decode("utf-8", "replace")
-                why = f"the metrics page answered HTTP {response.status}"
-        except (aiohttp.ClientError, OSError, TimeoutError) as fault:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as fault:
             why = f"the metrics page failed: {type(fault).__name__} {fault}".strip()
+        why = hide(why, secrets_of(self.url, self._headers))
         if not self._told:
             self._told = True
             self._observe(
@@ -134,6 +141,20 @@ class Scraper:
                 at_s = perf_counter() - self._zero
                 samples = parse_page(page, prefixes)
                 self._observe(Snapshot(at_s=at_s, phase=phase, edge="tick", samples=samples))
+
+
+def _unusable(response: aiohttp.ClientResponse, body: bytes) -> str:
+    """Why this answer is no metrics page; "" where it is one.
+
+    A page ends with a line end (text format 0.0.4): without one a value may be cut in half.
+    """
+    if response.status != 200:
+        return f"the metrics page answered HTTP {response.status}"
+    if len(body) > MAX_PAGE_BYTES:
+        return f"the metrics page is over {MAX_PAGE_BYTES >> 20} MiB"
+    if response.content_type == "text/html":
+        return "the metrics page is HTML, no metrics"
+    return "" if not body or body.endswith(b"\n") else "the metrics page is cut short"
 
 
 def samples_agree(before: dict[str, float] | None, now: dict[str, float], engine: Engine) -> bool:

@@ -241,14 +241,19 @@ class Completed(Noun, frozen=True, kw_only=True, tag="completed", tag_field="kin
 
 
 class Refused(Noun, frozen=True, kw_only=True, tag="refused", tag_field="kind"):
-    """An HTTP error status instead of a stream."""
+    """An HTTP error status instead of a stream. `retry_after_s` is the server's Retry-After."""
 
     status: int
     message: str
+    retry_after_s: float | None = None
 
 
 class Broke(Noun, frozen=True, kw_only=True, tag="broke", tag_field="kind"):
-    """Anything else that ended it: connect failure, reset, malformed event, error in the stream."""
+    """Anything else that ended it: connect failure, reset, malformed event, error in the stream.
+
+    `reason` is a word of transport's table, or server_error, empty, truncated, not_a_stream, or
+    tokenizer: a later turn that could not be made, and was never sent.
+    """
 
     reason: str
     message: str

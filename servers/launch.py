@@ -48,10 +48,18 @@ class Launched:
     log_tail() are its last lines (at most LOG_LINES), stdout and stderr as they came, cleaned.
     """
 
-    def __init__(self, url: str, pid: int, log: Log) -> None:
+    def __init__(self, name: str, url: str, pid: int, log: Log, process: Process) -> None:
         self.url = url
         self.pid = pid
+        self._name = name
         self._log = log
+        self._process = process
+
+    async def died(self) -> str:
+        """Waits until the server's process ends by itself: how it ended, and its last lines."""
+        code = await self._process.wait()
+        self._log.read()
+        return _died(self._name, code, tuple(self._log.lines), "while it was used")
 
     def log_tail(self) -> tuple[str, ...]:
         return tuple(self._log.lines)
@@ -82,7 +90,7 @@ async def launched(
     argv = engine.command(config, port)
     async with _running(argv, config, engine.stop_s, on_log) as (process, pid, log):
         await _ready(url, engine, process, log, start_timeout_s)
-        yield Launched(url, pid, log)
+        yield Launched(engine.name, url, pid, log, process)
 
 
 @asynccontextmanager
@@ -100,7 +108,9 @@ async def _running(
     ours.setblocking(False)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    log = Log(reader, on_log)
+    from loadgen.written import secret_values
+
+    log = Log(reader, on_log, secret_values(argv, os.environ | config.env))
 
     def drain() -> None:
         if log.read():
@@ -242,10 +252,19 @@ async def _ended(process: Process, pid: int, stop_s: float) -> None:
 
 
 class Log:
-    """The last LOG_LINES lines of a pipe; `on_line` gets each as it is complete."""
+    """The last LOG_LINES lines of a pipe; `on_line` gets each as it is complete.
 
-    def __init__(self, pipe: int = -1, on_line: Callable[[str], None] | None = None) -> None:
+    `secrets` are masked: servers print the arguments that they were started with.
+    """
+
+    def __init__(
+        self,
+        pipe: int = -1,
+        on_line: Callable[[str], None] | None = None,
+        secrets: Sequence[str] = (),
+    ) -> None:
         self._pipe = pipe
+        self._secrets = secrets
         self.lines: deque[str] = deque(maxlen=LOG_LINES)
         self._on_line = on_line
         self._rest = b""
@@ -273,6 +292,8 @@ class Log:
 
     def _add(self, raw: bytes) -> None:
         line = clean(raw[:MAX_LINE].decode("utf-8", "replace"))
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
         if line:
             self.lines.append(line)
             if self._on_line is not None:
@@ -291,7 +312,7 @@ def clean(line: str) -> str:
     return _ESCAPES.sub("", line).rstrip()
 
 
-def _died(name: str, code: int, lines: Sequence[str]) -> str:
+def _died(name: str, code: int, lines: Sequence[str], when: str = "before it was ready") -> str:
     how = (
         f"with code {code}"
         if 0 <= code <= 128
@@ -300,11 +321,11 @@ def _died(name: str, code: int, lines: Sequence[str]) -> str:
     cause = explain(lines)
     if not cause and code == 128 + signal.SIGKILL:
         cause = "It was killed: by the kernel for want of memory, most often."
-    if not cause and code == 0:
+    if not cause and code == 0 and "ready" in when:
         cause = (
             "It ended as if its work were done: see that the command starts a server that stays."
         )
-    return f"{name} ended {how} before it was ready. {cause}".rstrip() + _said(lines)
+    return f"{name} ended {how} {when}. {cause}".rstrip() + _said(lines)
 
 
 def _late(name: str, start_timeout_s: float, lines: Sequence[str]) -> str:
