@@ -34,22 +34,18 @@ GOOD = (
 )
 
 
+Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
 @contextlib.asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
-    """A raw-socket server; the handler gets the number of requests on its connection so far."""
+async def listening(handler: Connected) -> AsyncIterator[str]:
+    """A raw-socket server, one call of the handler a connection; all closed at the end."""
     connections: list[asyncio.StreamWriter] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
-        count = 0
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while True:
-                await reader.readuntil(b"\r\n\r\n")
-                await reader.readexactly(len(BODY))
-                await handler(reader, writer, count)
-                count += 1
-                if writer.is_closing():
-                    return
+            await handler(reader, writer)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
@@ -60,6 +56,22 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
             writer.close()
         server.close()
         await server.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """A server of POSTs of BODY; the handler gets the number of them before on its connection."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        count = 0
+        while not writer.is_closing():
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(len(BODY))
+            await handler(reader, writer, count)
+            count += 1
+
+    async with listening(connected) as url:
+        yield url
 
 
 def sending(data: bytes, *, close: bool = True) -> Handler:
