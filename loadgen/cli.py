@@ -790,7 +790,8 @@ def _say(quiet: bool) -> Callable[[str], None]:
 
 
 def _clean(text: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in text)
+    """The text without terminal control, as lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
 def _yes(value: bool | None) -> str:
