@@ -310,9 +310,11 @@ def retry_after(header: str | None) -> float | None:
 
 
 def secrets_of(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
-    """What must never be written down of a URL and headers: password, values, keys in values."""
-    password = urlsplit(url).password
-    words = [password or "", unquote(password or "")]
+    """What must never be written down: passwords of the URL and its proxy, header values, keys."""
+    words = []
+    for place in (url, environment_proxy(url) or ""):
+        password = urlsplit(place).password or ""
+        words += [password, unquote(password)]
     for value in headers.values():
         words += [value, value.rpartition(" ")[2]]
     return tuple(sorted({w for w in words if len(w) > 3}, key=len, reverse=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 import aiohttp
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,6 +135,35 @@ async def test_given_port_and_environment() -> None:
     async with launch.launched(serves('print(os.environ["SAID"])'), config) as server:
         assert server.url == f"http://127.0.0.1:{port}"
         assert "by the config" in server.log_tail()
+
+
+async def test_no_log_line_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers print their arguments and their environment; ours and theirs are masked."""
+    monkeypatch.setenv("OUR_API_KEY", "sk-ours")
+    engine = program(
+        """
+        import os, sys
+        print(sys.argv, os.environ["HF_TOKEN"], os.environ["OUR_API_KEY"], flush=True)
+        sys.exit(1)
+        """
+    )
+    secret = ["--api-key", "sk-argument", "--x-token=sk-equals"]
+
+    def command(config: ServerConfig, port: int) -> list[str]:
+        assert engine.command is not None
+        return [*engine.command(config, port), *secret]
+
+    config = msgspec.structs.replace(CONFIG, env={"HF_TOKEN": "hf-environment"})
+    lines: list[str] = []
+    with pytest.raises(ServerError) as caught:
+        async with launch.launched(
+            dataclasses.replace(engine, command=command), config, on_log=lines.append
+        ):
+            pass
+    said = str(caught.value) + "".join(lines)
+    assert said.count("***") == 2 * 4
+    for word in ("sk-ours", "sk-argument", "sk-equals", "hf-environment"):
+        assert word not in said
 
 
 async def test_two_at_once() -> None:

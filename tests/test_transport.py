@@ -192,3 +192,39 @@ def test_what_a_refusal_says(body: bytes, text: str) -> None:
 def test_a_fault_of_our_own_is_not_an_outcome() -> None:
     with pytest.raises(ZeroDivisionError):
         broke(ZeroDivisionError())
+
+
+KEY = "sk-echoed-0123"
+ECHO = b'{"error":{"message":"bad key ' + KEY.encode() + b" in Bearer " + KEY.encode() + b'"}}'
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"HTTP/1.1 401 No\r\nContent-Length: %d\r\n\r\n%s" % (len(ECHO), ECHO),
+        HEAD + chunked(b"data: " + ECHO + b"\n\n") + b"0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /?key=" + KEY.encode() + b"\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /" + KEY.encode() + b"\r\nContent-Length: 0\r\n\r\n",
+        HEAD + b"zz\r\n",
+        b"nonsense hunter2word\r\n\r\n",
+        b"",
+    ],
+)
+async def test_no_record_holds_what_a_server_echoes_of_our_secrets(sent: bytes) -> None:
+    async with serving(sending(sent)) as url:
+        with_password = url.replace("http://", "http://me:hunter2word@")
+        record = await ask(with_password, headers={"X-Team": f"Bearer {KEY}"})
+    assert record.outcome != Completed()
+    assert KEY not in repr(record)
+    assert "hunter2word" not in repr(record)
+
+
+async def test_a_proxy_is_used_and_its_password_is_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:hunter2word@127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    record = await ask("http://server.invalid")
+    assert isinstance(record.outcome, Broke)
+    assert "127.0.0.1:1" in record.outcome.message
+    assert "hunter2word" not in repr(record)
