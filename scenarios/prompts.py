@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import UserError, nearest
-from loadgen.types import Dataset, Message, Prompt, Scenario
+from loadgen.types import AtLeastOne, Dataset, Message, Prompt, Scenario
 from loadgen.written import decode_row, read_toml
 
 HERE = Path(__file__).parent
@@ -39,7 +39,7 @@ class Row(msgspec.Struct, forbid_unknown_fields=True):
     turns: tuple[str, ...] | None = None
     messages: tuple[Message, ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: AtLeastOne | None = None
     tier: str | None = None
     isl_bucket: str | None = None
     source: str | None = None
@@ -59,9 +59,10 @@ def read_jsonl(path: Path) -> tuple[Prompt, ...]:
     try:
         with path.open("rb") as lines:
             return _prompts(lines, str(path))
-    except OSError as fault:
+    except (OSError, ValueError) as fault:  # ValueError: a NUL in the path
+        why = getattr(fault, "strerror", None) or fault
         raise UserError(
-            f"cannot read {path}: {fault.strerror}. Expected a JSONL file, one prompt a line."
+            f"cannot read {path}: {why}. Expected a JSONL file, one prompt a line."
         ) from None
 
 
