@@ -345,7 +345,7 @@ def serve(
 
     Example: draftload serve server.toml --print
     """
-    import shlex
+    from servers import launch
 
     config = _server_config(server)
     engine = _engine_of(config)
@@ -354,8 +354,9 @@ def serve(
             f"engine '{engine.name}' cannot be started by draftload; attach with --url."
         )
     if show:
-        env = [f"{key}={shlex.quote(value)}" for key, value in config.env.items()]
-        print(" ".join([*env, shlex.join(engine.command(config, config.port or 8000))]))
+        print(
+            launch.shell(engine.command(config, config.port or 8000), engine.files(config), config)
+        )
         return
 
     async def wait() -> None:

@@ -26,6 +26,7 @@ from loadgen.metrics import (
     throughput,
 )
 from loadgen.types import (
+    LOST,
     Acceptance,
     CategorySummary,
     Caveat,
@@ -123,6 +124,12 @@ def counter_growth(
     end = next((s for s in reversed(snapshots) if s.edge == "end"), None)
     if start is None or end is None:
         return None, "the metrics page was not read at both ends of the phase"
+    lost = end.samples.get(LOST, 0) - start.samples.get(LOST, 0)
+    if lost:
+        return None, (
+            f"{lost:g} rows or reads of the server's statistics never reached us: another reader "
+            "took them, or its buffer ran over"
+        )
     before, after = engine.counters(start.samples), engine.counters(end.samples)
     growth: dict[str, int | None] = {}
     for name in _COUNTED:
@@ -130,10 +137,6 @@ def counter_growth(
         if now is not None and now < then:
             return None, f"the server's counter of {name} went back from {then} to {now}"
         growth[name] = None if now is None else now - then
-    positions = after.accepted_by_position
-    if positions is not None:
-        old = before.accepted_by_position or ()
-        positions = tuple(now - then for now, then in zip_longest(positions, old, fillvalue=0))
     return SpecCounters(
         drafts=growth["drafts"],
         draft_tokens=growth["draft_tokens"],
@@ -141,8 +144,15 @@ def counter_growth(
         generated_tokens=growth["generated_tokens"],
         requests=growth["requests"],
         steps=growth["steps"],
-        accepted_by_position=positions,
+        accepted_by_position=_grown(after.accepted_by_position, before.accepted_by_position),
+        drafted_by_position=_grown(after.drafted_by_position, before.drafted_by_position),
     ), ""
+
+
+def _grown(after: tuple[int, ...] | None, before: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if after is None:
+        return None
+    return tuple(now - then for now, then in zip_longest(after, before or (), fillvalue=0))
 
 
 def _phase(data: PhaseData) -> PhaseSummary:

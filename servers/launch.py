@@ -19,8 +19,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NoReturn
@@ -80,9 +80,43 @@ async def launched(
     port = _port(config.port)
     url = f"http://127.0.0.1:{port}"
     argv = engine.command(config, port)
-    async with _running(argv, config, engine.stop_s, on_log) as (process, pid, log):
-        await _ready(url, engine, process, log, start_timeout_s)
-        yield Launched(url, pid, log)
+    with _beside(argv, engine.files(config)) as words:
+        async with _running(words, config, engine.stop_s, on_log) as (process, pid, log):
+            await _ready(url, engine, process, log, start_timeout_s)
+            yield Launched(url, pid, log)
+
+
+@contextmanager
+def _beside(argv: Sequence[str], files: Mapping[str, str]) -> Iterator[list[str]]:
+    """argv with FILES made a temporary folder that holds `files` as long as the server runs."""
+    if not files:
+        yield list(argv)
+        return
+    import tempfile
+
+    from loadgen.types import FILES
+
+    with tempfile.TemporaryDirectory(prefix="draftload-") as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        yield [word.replace(FILES, folder) for word in argv]
+
+
+def shell(argv: Sequence[str], files: Mapping[str, str], config: ServerConfig) -> str:
+    """What a shell takes in place of `launched`: the files are written first, then the command."""
+    import shlex
+
+    from loadgen.types import FILES
+
+    lines = ["files=$(mktemp -d)"] if files else []
+    for name, text in files.items():
+        lines.append(f"cat > \"$files\"/{shlex.quote(name)} <<'END'\n{text}END")
+    words = [f"{key}={shlex.quote(value)}" for key, value in config.env.items()]
+    for word in argv:
+        parts = word.split(FILES) if files else [word]
+        quoted = [shlex.quote(part) if part or len(parts) == 1 else "" for part in parts]
+        words.append('"$files"'.join(quoted))
+    return "\n".join([*lines, " ".join(words)])
 
 
 @asynccontextmanager
