@@ -110,7 +110,7 @@ def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFa
         max_running=_total(samples, "max_num_active_requests") or None,
         state="on" if told == "on" else "off" if told == "off" else "unknown",
         draft_depth=_number(spec.get("spec_num_tokens")) if told == "on" else None,
-        spec_reported=", ".join(f"{n} {p}" for n, p in zip(names, parts, strict=True) if p)
+        spec_reported=", ".join(f"{n} {p}" for n, p in zip(names, parts, strict=True) if p) or None
         if told == "on"
         else None,
     )
@@ -434,9 +434,7 @@ def _scalar(value: Any) -> str:
         return text
     # JSON text is a double-quoted scalar once what YAML does not print is escaped too.
     quoted = json.dumps(text, ensure_ascii=False)
-    return re.sub(
-        "[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", quoted
-    )
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda m: f"\\u{ord(m[0]):04x}", quoted)
 
 
 def _float(value: float) -> str:
