@@ -411,6 +411,7 @@ def supervise(stop_s: float, argv: Sequence[str]) -> int:
 
     Writes the server's pid to stdin, which is a socket; 127 and a line when it cannot be run.
     """
+    _adopt_orphans()
     try:
         server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
     except (OSError, ValueError) as fault:
@@ -438,7 +439,31 @@ def supervise(stop_s: float, argv: Sequence[str]) -> int:
     code = server.wait()
     ended.set()
     end(signal.SIGKILL)  # its children, should any have outlived it
+    _end_orphans()
     return code if code >= 0 else 128 - code
+
+
+def _adopt_orphans() -> None:
+    """Whoever the server leaves behind becomes our child, whatever its group (Linux alone).
+
+    MPI's ranks, TensorRT-LLM's under tensor parallelism, are children of a daemon in groups of
+    their own.
+    """
+    with suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+
+
+def _end_orphans() -> None:
+    """Until we have no child: each that is killed leaves us its own."""
+    with suppress(ChildProcessError):
+        while True:
+            for task in Path("/proc/self/task").glob("*/children"):
+                for pid in task.read_text().split():
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(int(pid), signal.SIGKILL)
+            os.waitpid(-1, 0)
 
 
 def _main() -> NoReturn:

@@ -675,6 +675,18 @@ async def test_the_page_that_drains_is_left_alone_where_prometheus_is() -> None:
     assert stand.drained == 0
 
 
+async def test_a_border_does_not_wait_for_gauges_that_stay_where_they_were() -> None:
+    """Their page says 12 running, 3 waiting, long after the last request ended."""
+    records: list[Record] = []
+    async with TestServer(Stand(prometheus=True).app) as server:
+        url = str(server.make_url("/prometheus/metrics"))
+        await Scraper(url, QUICK, records.append, zero=0.0).border("c=1", "end", patience_s=10)
+    (shot,) = records
+    assert isinstance(shot, Snapshot)
+    assert shot.settled
+    assert trtllm.load(shot.samples).running == 12
+
+
 async def test_the_page_that_drains_is_read_where_prometheus_is_not() -> None:
     stand = Stand(prometheus=False)
     stand.pending = json.loads(ROWS)
