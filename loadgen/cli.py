@@ -363,9 +363,8 @@ def serve(
 
     Example: draftload serve server.toml --print
     """
-    import shlex
-
-    from loadgen.written import is_secret, masked
+    from loadgen.written import masked
+    from servers import launch
 
     config = _server_config(server)
     engine = _engine_of(config)
@@ -374,13 +373,8 @@ def serve(
             f"engine '{engine.name}' cannot be started by draftload; attach with --url."
         )
     if show:
-        # A secret is not shown: its variable is taken from the user's own environment instead.
-        env = [
-            f'{key}="${key}"' if is_secret(key) else f"{key}={shlex.quote(value)}"
-            for key, value in config.env.items()
-        ]
         argv = engine.command(config, config.port or 8000)
-        print(" ".join([*env, shlex.join(masked(argv))]))
+        print(launch.shell(argv, engine.files(config), config))
         if list(masked(argv)) != argv:
             print("*** stands for a secret; put it in before you run this.", file=sys.stderr)
         return
