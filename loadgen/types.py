@@ -38,13 +38,17 @@ class Written(
 
 
 class Dataset(Written, frozen=True, kw_only=True):
-    """Where prompts come from. `limit` is per category; `isl_tokens` is for synthetic sets."""
+    """Where prompts come from. `limit` is of all categories in turn; a file's rows tell its format.
+
+    `skip_placeholders`: go on without the rows of SPEED-Bench that hold no text.
+    """
 
     kind: Literal["builtin", "jsonl"] = "builtin"
     path: str | None = None
     categories: tuple[str, ...] = ()
     limit: int | None = None
     seed: int = 0
+    skip_placeholders: bool = False
 
 
 class ClosedLoop(Written, frozen=True, kw_only=True, tag="closed", tag_field="kind"):
