@@ -145,7 +145,7 @@ def demo(
     if quick:
         scenario = msgspec.structs.replace(
             scenario,
-            dataset=Dataset(limit=1),
+            dataset=Dataset(limit=11),
             loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
             sampling=Sampling(max_output_tokens=32),
         )
@@ -213,12 +213,18 @@ def run(
         str, typer.Option("--scenario", help="Name or TOML file; see `draftload scenarios`.")
     ] = "qualitative",
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", help="JSONL of your own prompts; - is stdin.")
+        Path | None,
+        typer.Option("--dataset", help="Prompts of your own: JSONL, JSON, parquet; - is stdin."),
     ] = None,
     category: Annotated[
         list[str] | None, typer.Option("--category", help="Only this category, repeatable.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Prompts a category.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Prompts in all, of every category in turn.")
+    ] = None,
+    skip_placeholders: Annotated[
+        bool, typer.Option("--skip-placeholders", help="Leave out SPEED-Bench rows without text.")
+    ] = False,
     concurrency: Concurrency = None,
     requests: Annotated[
         int | None,
@@ -296,6 +302,7 @@ def run(
         dataset=dataset,
         categories=tuple(category or ()),
         limit=limit,
+        skip_placeholders=skip_placeholders,
     )
     attach = Attach(
         engine=engine,
@@ -363,9 +370,8 @@ def serve(
 
     Example: draftload serve server.toml --print
     """
-    import shlex
-
-    from loadgen.written import is_secret, masked
+    from loadgen.written import masked
+    from servers import launch
 
     config = _server_config(server)
     engine = _engine_of(config)
@@ -374,13 +380,8 @@ def serve(
             f"engine '{engine.name}' cannot be started by draftload; attach with --url."
         )
     if show:
-        # A secret is not shown: its variable is taken from the user's own environment instead.
-        env = [
-            f'{key}="${key}"' if is_secret(key) else f"{key}={shlex.quote(value)}"
-            for key, value in config.env.items()
-        ]
         argv = engine.command(config, config.port or 8000)
-        print(" ".join([*env, shlex.join(masked(argv))]))
+        print(launch.shell(argv, engine.files(config), config))
         if list(masked(argv)) != argv:
             print("*** stands for a secret; put it in before you run this.", file=sys.stderr)
         return
@@ -476,7 +477,7 @@ def scenarios() -> None:
 
     for name in sets.names():
         scenario = sets.scenario(name)
-        count = len(sets.read(scenario.dataset))
+        count = len(sets.read(scenario.dataset).prompts)
         loads = ",".join(str(load.concurrency) for load in scenario.loads)
         print(f"{name:<14}{scenario.description}")
         print(
@@ -491,9 +492,13 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
     from reports.live import Live
     from scenarios import prompts as sets
 
+    asked = sets.read(scenario.dataset)
+    for caveat in asked.caveats:
+        _say(quiet)(f"{caveat.code}: {caveat.message}")
     return Job(
         scenario=scenario,
-        prompts=sets.read(scenario.dataset),
+        prompts=asked.prompts,
+        caveats=asked.caveats,
         warmup=sets.warmup(),
         engines=_engines(),
         out=out,
@@ -681,6 +686,7 @@ def _changed(
     dataset: Path | None = None,
     categories: tuple[str, ...] = (),
     limit: int | None = None,
+    skip_placeholders: bool = False,
 ) -> Scenario:
     """The scenario with what the flags say. UserError: a value that makes no sense."""
     for flag, number in (
@@ -706,7 +712,14 @@ def _changed(
     return put(
         scenario,
         **kept(
-            dataset=put(data, **kept(categories=categories or None, limit=limit)),
+            dataset=put(
+                data,
+                **kept(
+                    categories=categories or None,
+                    limit=limit,
+                    skip_placeholders=skip_placeholders or None,
+                ),
+            ),
             loads=_loads(concurrency),
             stop=put(
                 scenario.stop,

@@ -47,6 +47,7 @@ from loadgen.types import (
     RunInfo,
     Scenario,
     ServerConfig,
+    SpecConfig,
 )
 from loadgen.written import masked
 
@@ -73,7 +74,10 @@ class Attach:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to measure, and where to write it. `watch` makes an observer that shows progress."""
+    """What to measure, and where to write it. `watch` makes an observer that shows progress.
+
+    `caveats` are what is to be said of the prompts.
+    """
 
     scenario: Scenario
     prompts: tuple[Prompt, ...]
@@ -82,6 +86,7 @@ class Job:
     out: Path
     say: Callable[[str], None]
     watch: Callable[[Plan], AbstractContextManager[Observer]]
+    caveats: tuple[Caveat, ...] = ()
     attach: Attach = Attach()
     text: Literal["cut", "all", "none"] = "cut"
 
@@ -105,9 +110,9 @@ async def measure(
     if job.attach.probe:
         target = await preflight.probe(target, probe_ids)
     spec = config.spec if config is not None else None
-    remembers = spec is not None and target.engine.remembers(spec.method)
+    remembers = spec is not None and _remembers(target.engine, spec)
     plan = make_plan(scenario, prompts, warmup, remembers=remembers)
-    info = run_info(scenario, target, plan, _reminder(remembers, plan))
+    info = run_info(scenario, target, plan, (*job.caveats, *_reminder(remembers, plan)))
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
     with job.watch(plan) as view:
         observe = fan_out(store.append, (view,))
@@ -229,6 +234,13 @@ def interrupts(handler: Callable[[], object]) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _remembers(engine: Engine, spec: SpecConfig) -> bool:
+    """The drafter learns across requests, of itself or by an option that shares its pool."""
+    nested = [value for value in spec.options.values() if isinstance(value, dict)]
+    shared = any(part.get(name) for part in (spec.options, *nested) for name in engine.pool_options)
+    return shared or engine.remembers(spec.method)
 
 
 def _reminder(remembers: bool, plan: Plan) -> tuple[Caveat, ...]:

@@ -25,7 +25,7 @@ import msgspec
 
 from loadgen.errors import ServerError, UserError, nearest
 from loadgen.runner import Tokenize
-from loadgen.scrape import Scraper, parse_page
+from loadgen.scrape import Scraper
 from loadgen.tokens import local_tokenizer
 from loadgen.transport import Transport, bounded, environment_proxy, hide, refusal, secrets_of
 from loadgen.types import (
@@ -137,27 +137,36 @@ async def identify(
         models = await _models(session, root)
         found = _engine(engines, engine, models)
         card = _model(models, model)
-        metrics = metrics_url or (root + found.metrics_path if found.metrics_path else None)
-        page = await Scraper(
-            metrics, found, lambda _: None, zero=0.0, headers=dict(headers or {}), tls=tls
-        ).page()
+        metrics, samples = await _metrics(root, found, metrics_url, dict(headers or {}), tls)
         pages = {path: await _page(session, root + path) for path in found.describe_paths}
-    samples = parse_page(page) if page is not None else {}
-    facts = found.describe(pages, samples)
+    facts = found.describe(pages, samples or {})
     info = _info(without_secrets(root), found, card, facts, config)
     info = msgspec.structs.replace(
-        info, api=api, gpus=gpus or info.gpus, honours=Honours(metrics_page=page is not None)
+        info, api=api, gpus=gpus or info.gpus, honours=Honours(metrics_page=samples is not None)
     )
     return Target(
         base_url=root,
         engine=found,
         wire=found.wires[api],
         info=info,
-        metrics_url=metrics if page is not None else None,
+        metrics_url=metrics if samples is not None else None,
         headers=headers or {},
         tls=tls,
-        caveats=_page_caveat(metrics, page),
+        caveats=_page_caveat(metrics) if samples is None else (),
     )
+
+
+async def _metrics(
+    root: str, engine: Engine, url: str | None, headers: dict[str, str], tls: ssl.SSLContext | bool
+) -> tuple[str | None, dict[str, float] | None]:
+    """The metrics page that is there, with its series; the first where it should be, and None."""
+    paths = (engine.metrics_path, engine.drained_path)
+    places = [url] if url is not None else [root + path for path in paths if path]
+    for place in places:
+        scraper = Scraper(place, engine, lambda _: None, zero=0.0, headers=headers, tls=tls)
+        if (samples := await scraper.samples()) is not None:
+            return place, samples
+    return (places[0] if places else None), None
 
 
 def _info(
@@ -185,8 +194,8 @@ def _info(
     )
 
 
-def _page_caveat(metrics: str | None, page: str | None) -> tuple[Caveat, ...]:
-    if metrics is None or page is not None:
+def _page_caveat(metrics: str | None) -> tuple[Caveat, ...]:
+    if metrics is None:
         return ()
     return (
         Caveat(

@@ -127,6 +127,14 @@ _Answer = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
 _Ids = tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)], ...]
 
 
+class _RequestFigures(msgspec.Struct, gc=False):
+    num_spec_steps: _Count | None = None
+    total_accepted_draft_tokens: _Count | None = None
+    total_draft_tokens: _Count | None = None
+    num_spec_tokens: _Draft | None = None
+    acceptance_histogram: _Histogram | None = None
+
+
 class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
@@ -138,6 +146,8 @@ class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     finish_reason: str | None = None
     token_ids: _Ids | None = None
+    avg_decoded_tokens_per_iter: float | None = None
+    speculative_decoding: _RequestFigures | None = None
 
 
 class _Details(msgspec.Struct, gc=False):
@@ -185,15 +195,17 @@ def decode_openai(payload: bytes) -> Chunk:
     """One event of `/v1/completions` or `/v1/chat/completions`; ValueError when malformed.
 
     Reads the extensions that name tokens and speculation where a server sends them: `token_ids`
-    and `metrics.speculative_decoding` (vLLM 0.32), `timings` (llama.cpp b11434).
+    and `metrics.speculative_decoding` (vLLM 0.32), `timings` (llama.cpp b11434), and in a choice
+    `avg_decoded_tokens_per_iter` (TensorRT-LLM 1.4) and `speculative_decoding` (its #19311, open).
     """
     try:
         event = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ValueError(f"malformed event: {fault}") from None
     choice = event.choices[0] if event.choices else None
-    text, ids, finish = "", None, None
+    text, ids, finish, rate, own = "", None, None, None, None
     if choice is not None:
+        rate, own = choice.avg_decoded_tokens_per_iter, choice.speculative_decoding
         ids, finish = choice.token_ids, choice.finish_reason
         if choice.text is not None:
             text = choice.text
@@ -225,7 +237,10 @@ def decode_openai(payload: bytes) -> Chunk:
         ),
         spec=_vllm_figures(metrics.speculative_decoding)
         if metrics is not None and metrics.speculative_decoding is not None
-        else None,
+        else None
+        if own is None
+        else _trtllm_figures(own),
+        tokens_per_pass=rate,
         finish_reason=finish,
         error=None if event.error is None else _error_text(event.error),
     )
@@ -243,6 +258,19 @@ def _vllm_figures(figures: _Speculative) -> SpecCounters:
         accepted_histogram=histogram,
         accepted_by_position=None if histogram is None else survivors(histogram),
         drafted_by_position=None if drafted is None else survivors(histogram_of(drafted)),
+    )
+
+
+def _trtllm_figures(figures: _RequestFigures) -> SpecCounters:
+    """Named as in TensorRT-LLM #19311; its steps are taken for steps that had a draft."""
+    histogram = figures.acceptance_histogram
+    return SpecCounters(
+        drafts=figures.num_spec_steps,
+        draft_tokens=figures.total_draft_tokens,
+        draft_depth=figures.num_spec_tokens,
+        accepted_tokens=figures.total_accepted_draft_tokens,
+        accepted_histogram=histogram,
+        accepted_by_position=None if histogram is None else survivors(histogram),
     )
 
 
@@ -386,6 +414,7 @@ class Tally:
         "_chunks",
         "_decode",
         "_ids",
+        "_rate",
         "_source",
         "_spec",
         "_sse",
@@ -413,6 +442,7 @@ class Tally:
         self._ids: U32 = array("I")
         self._text: list[str] = []
         self._usage: int | None = None
+        self._rate: float | None = None
         self._spec: SpecCounters | None = None
         self._steps: _Steps | None = None
         self.tokens = 0
@@ -466,6 +496,8 @@ class Tally:
             self.finished = stamp
         if chunk.spec is not None:
             self._spec = chunk.spec
+        if chunk.tokens_per_pass is not None:
+            self._rate = chunk.tokens_per_pass
         usage = chunk.usage
         if usage is not None:
             if usage.completion_tokens is not None:
@@ -570,9 +602,19 @@ class Tally:
         return "".join(self._text)
 
     def _figures(self) -> SpecCounters | None:
-        if self._spec is not None:
+        if self._spec is None and self._steps is not None:
+            return self._steps.counters()
+        steps = self._told_steps()
+        if steps is None:
             return self._spec
-        return self._steps.counters() if self._steps is not None else None
+        return msgspec.structs.replace(self._spec or SpecCounters(), steps=steps)
+
+    def _told_steps(self) -> int | None:
+        """Decode steps from tokens per target pass, of which the prefill's is the first."""
+        tokens = self.tokens or self._usage or 0
+        if self._rate is None or not 1 <= self._rate <= tokens:
+            return None
+        return round(tokens / self._rate) - 1
 
 
 def gaps_us(stamps: array[float], sent: float) -> U32:

@@ -55,6 +55,7 @@ RAMP_S = 0.001
 itself a TTFT tail of 0.2 s (measured with aiohttp 3.14)."""
 
 UNREACHED_PAUSE_S = 1.0
+BREAK_S = 1.0
 SAMPLE_S = 0.5
 LAG_PROBE_S = 0.05
 YOUNG_COLLECTION_S = 10.0
@@ -107,10 +108,11 @@ class Runner:
         self._close()
 
     def fail(self, why: str) -> None:
-        """Nothing new is sent and nothing waited for: there is nobody to answer."""
+        """Nothing new is sent, and little waited for: what is in flight breaks by itself, as the
+        server's failure and not ours."""
         self._reason = f"failed: {why}"
-        self._end_now()
         self._close()
+        asyncio.get_running_loop().call_later(BREAK_S, self._end_now)
 
     def _end_now(self) -> None:
         self._transport.abort()

@@ -27,6 +27,7 @@ from loadgen.metrics import (
     throughput,
 )
 from loadgen.types import (
+    LOST,
     Acceptance,
     CategorySummary,
     Caveat,
@@ -128,6 +129,12 @@ def counter_growth(
         return None, "the metrics page was not read at both ends of the phase"
     if why := _not_the_same(start.samples, end.samples):
         return None, why
+    lost = end.samples.get(LOST, 0) - start.samples.get(LOST, 0)
+    if lost:
+        return None, (
+            f"{lost:g} rows or reads of the server's statistics never reached us: another reader "
+            "took them, or its buffer ran over"
+        )
     before, after = engine.counters(start.samples), engine.counters(end.samples)
     growth: dict[str, int | None] = {}
     for name in _COUNTED:
@@ -139,12 +146,10 @@ def counter_growth(
     for then, now in pairwise(n for n in seen if n):
         if now < then:
             return None, f"the server's counter of generated tokens went back from {then} to {now}"
-    positions = after.accepted_by_position
-    if positions is not None:
-        old = before.accepted_by_position or ()
-        positions = tuple(now - then for now, then in zip_longest(positions, old, fillvalue=0))
-        if any(n < 0 for n in positions):
-            return None, "a counter of accepted tokens by position went back"
+    accepted = _grown(after.accepted_by_position, before.accepted_by_position)
+    drafted = _grown(after.drafted_by_position, before.drafted_by_position)
+    if any(n < 0 for n in (*(accepted or ()), *(drafted or ()))):
+        return None, "a counter by draft position went back"
     return SpecCounters(
         drafts=growth["drafts"],
         draft_tokens=growth["draft_tokens"],
@@ -152,7 +157,8 @@ def counter_growth(
         generated_tokens=growth["generated_tokens"],
         requests=growth["requests"],
         steps=growth["steps"],
-        accepted_by_position=positions,
+        accepted_by_position=accepted,
+        drafted_by_position=drafted,
     ), ""
 
 
@@ -184,6 +190,12 @@ def _labels(samples: Mapping[str, float]) -> dict[str, set[str]]:
         for label, value in _IDENTITY.findall(series):
             found.setdefault(label, set()).add(value)
     return found
+
+
+def _grown(after: tuple[int, ...] | None, before: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if after is None:
+        return None
+    return tuple(now - then for now, then in zip_longest(after, before or (), fillvalue=0))
 
 
 def _phase(data: PhaseData) -> PhaseSummary:

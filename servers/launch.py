@@ -19,8 +19,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NoReturn
@@ -88,9 +88,50 @@ async def launched(
     port = _port(config.port)
     url = f"http://127.0.0.1:{port}"
     argv = engine.command(config, port)
-    async with _running(argv, config, engine.stop_s, on_log) as (process, pid, log):
-        await _ready(url, engine, process, log, start_timeout_s)
-        yield Launched(engine.name, url, pid, log, process)
+    with _beside(argv, engine.files(config)) as words:
+        async with _running(words, config, engine.stop_s, on_log) as (process, pid, log):
+            await _ready(url, engine, process, log, start_timeout_s)
+            yield Launched(engine.name, url, pid, log, process)
+
+
+@contextmanager
+def _beside(argv: Sequence[str], files: Mapping[str, str]) -> Iterator[list[str]]:
+    """argv with FILES made a temporary folder that holds `files` as long as the server runs."""
+    if not files:
+        yield list(argv)
+        return
+    import tempfile
+
+    from loadgen.types import FILES
+
+    with tempfile.TemporaryDirectory(prefix="draftload-") as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        yield [word.replace(FILES, folder) for word in argv]
+
+
+def shell(argv: Sequence[str], files: Mapping[str, str], config: ServerConfig) -> str:
+    """What a shell takes in place of `launched`: the files are written first, then the command.
+
+    A secret is not shown: its variable is taken from the user's own environment instead.
+    """
+    import shlex
+
+    from loadgen.types import FILES
+    from loadgen.written import is_secret, masked
+
+    lines = ["files=$(mktemp -d)"] if files else []
+    for name, text in files.items():
+        lines.append(f"cat > \"$files\"/{shlex.quote(name)} <<'END'\n{text}END")
+    words = [
+        f'{key}="${key}"' if is_secret(key) else f"{key}={shlex.quote(value)}"
+        for key, value in config.env.items()
+    ]
+    for word in masked(argv):
+        parts = word.split(FILES) if files else [word]
+        quoted = [shlex.quote(part) if part or len(parts) == 1 else "" for part in parts]
+        words.append('"$files"'.join(quoted))
+    return "\n".join([*lines, " ".join(words)])
 
 
 @asynccontextmanager
@@ -401,6 +442,7 @@ def supervise(stop_s: float, argv: Sequence[str]) -> int:
 
     Writes the server's pid to stdin, which is a socket; 127 and a line when it cannot be run.
     """
+    _adopt_orphans()
     try:
         server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
     except (OSError, ValueError) as fault:
@@ -428,7 +470,31 @@ def supervise(stop_s: float, argv: Sequence[str]) -> int:
     code = server.wait()
     ended.set()
     end(signal.SIGKILL)  # its children, should any have outlived it
+    _end_orphans()
     return code if code >= 0 else 128 - code
+
+
+def _adopt_orphans() -> None:
+    """Whoever the server leaves behind becomes our child, whatever its group (Linux alone).
+
+    MPI's ranks, TensorRT-LLM's under tensor parallelism, are children of a daemon in groups of
+    their own.
+    """
+    with suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+
+
+def _end_orphans() -> None:
+    """Until we have no child: each that is killed leaves us its own."""
+    with suppress(ChildProcessError):
+        while True:
+            for task in Path("/proc/self/task").glob("*/children"):
+                for pid in task.read_text().split():
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(int(pid), signal.SIGKILL)
+            os.waitpid(-1, 0)
 
 
 def _main() -> NoReturn:

@@ -76,7 +76,7 @@ def _total(samples: Mapping[str, float], family: str) -> int | None:
 def _by_position(samples: Mapping[str, float]) -> tuple[int, ...] | None:
     found: Counter[int] = Counter()
     for series, value in _rows(samples, f"{SPEC}num_accepted_tokens_per_pos_total").items():
-        if at := re.search(r'[{,]position="(\d{1,4})"', series):
+        if at := re.search(r'[{,]position="(\d{1,3})"', series):
             found[int(at[1])] += round(value)
     return tuple(found[j] for j in range(max(found) + 1)) if found else None
 

@@ -73,7 +73,7 @@ async def run(
 def scenario(tokens: int, *, ignore_eos: bool, requests: int, load: int = 4) -> Scenario:
     return Scenario(
         name="engine",
-        dataset=Dataset(limit=2),
+        dataset=Dataset(limit=22),
         loads=(ClosedLoop(concurrency=load),),
         stop=Stop(requests=requests),
         sampling=Sampling(max_output_tokens=tokens, ignore_eos=ignore_eos),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
 import functools
 import itertools
 import json
@@ -48,6 +49,8 @@ from loadgen.types import (
     Scenario,
     ServerConfig,
     Snapshot,
+    SpecConfig,
+    SpecCounters,
     Stop,
     Study,
     Summary,
@@ -183,7 +186,7 @@ env = { A = "b" }
 
 def used(scenario: Scenario) -> None:
     """As `draftload run` uses it, up to the first bodies."""
-    asked = sets.read(scenario.dataset)
+    asked = sets.read(scenario.dataset).prompts
     plan = make_plan(_changed(scenario, limit=1), asked, prompts(2))
     for phase in plan.phases:
         for dialogue in itertools.islice(phase.dialogues, 3):
@@ -226,6 +229,42 @@ def test_a_server_config_is_a_command_or_refused(
     assert msgspec.json.decode(msgspec.json.encode(config), type=ServerConfig).model == config.model
 
 
+def known_options(engine: Engine, method: str) -> list[str]:
+    """Names that the engine itself gives when asked for one that is not there."""
+    spec = SpecConfig(method=method, draft_depth=3, draft_model="d", options={"zzzz": 1})
+    for tried in (spec, msgspec.structs.replace(spec, draft_model=None)):
+        try:
+            started(engine, tried)
+        except UserError as fault:
+            if "unknown option 'zzzz'. Known: " in str(fault):
+                return str(fault).rpartition("Known: ")[2].rstrip(".").split(", ")
+    return []
+
+
+def started(engine: Engine, spec: SpecConfig) -> None:
+    config = ServerConfig(engine=engine.name, model="simulated-8b", max_running=8, spec=spec)
+    assert engine.command is not None
+    assert all(isinstance(word, str) for word in engine.command(config, 1))
+    assert all(text.isprintable() or "\n" in text for text in engine.files(config).values())
+
+
+METHODS = [(name, m) for name, engine in sorted(ENGINES.items()) for m in engine.methods]
+WRITTEN = (*VALUES, datetime.date(2026, 11, 24), math.nan, math.inf, {"1": math.inf}, [[0], []])
+
+
+@pytest.mark.parametrize(("name", "method"), METHODS, ids="-".join)
+def test_any_value_of_an_option_is_a_command_or_refused(name: str, method: str) -> None:
+    engine, allowed = ENGINES[name], 0
+    known = known_options(engine, method)
+    assert known
+    for key, value, model in itertools.product(known, WRITTEN, (None, "d")):
+        spec = SpecConfig(method=method, draft_depth=3, draft_model=model, options={key: value})
+        with contextlib.suppress(UserError):
+            started(engine, spec)
+            allowed += 1
+    assert allowed or name == "llamacpp", "what is no number is refused there"
+
+
 @FUZZ
 @given(noise=st.binary(max_size=300), kind=st.sampled_from((Scenario, ServerConfig)))
 def test_bytes_are_no_toml_of_ours(tmp_path: Path, noise: bytes, kind: type) -> None:
@@ -245,7 +284,7 @@ ROWS: list[Any] = [
 
 def read_and_used(path: Path) -> None:
     try:
-        asked = sets.read_jsonl(path)
+        asked = sets.read_file(path)
     except UserError:
         return
     assert len({p.prompt_id for p in asked}) == len(asked) > 0
@@ -282,7 +321,8 @@ def test_bytes_are_a_dataset_or_refused(tmp_path: Path, noise: bytes) -> None:
 
 # ── what servers say ─────────────────────────────────────────────────────────────────────────────
 
-PAGES = {path.name: path.read_text() for path in sorted(DATA.glob("*-metrics-*.txt"))}
+METRICS = (*sorted(DATA.glob("*-metrics-*.txt")), DATA / "trtllm-prometheus.txt")
+PAGES = {path.name: path.read_text() for path in METRICS}
 KINDS = {
     name: "\n".join(line for line in text.splitlines() if "_bucket" not in line)
     for name, text in PAGES.items()
@@ -314,6 +354,27 @@ def test_any_page_is_figures_or_nothing(page: str, changes: list[Edit], values: 
         assert facts.state in ("on", "off", "unknown")
     snapshot = Snapshot(at_s=1.0, phase="c=1", edge="tick", samples=samples)
     assert _decoded(_encoded(snapshot)) == snapshot
+
+
+ITERATIONS = json.loads((DATA / "trtllm-iterations.json").read_text())[:6]
+
+
+@FUZZ
+@given(values=changed_values, changes=st.lists(edits, max_size=1))
+def test_any_page_that_is_drained_is_sums_or_a_value_error(
+    values: Any, changes: list[list[Edit]]
+) -> None:
+    engine = ENGINES["trtllm"]
+    assert engine.drain is not None
+    page = json.dumps(with_values(ITERATIONS, values)).encode()
+    text = (mutated(page, changes[0]) if changes else page).decode("utf-8", "replace")
+    sums: dict[str, float] = {}
+    with contextlib.suppress(ValueError):
+        for _ in range(2):
+            sums = engine.drain(text, sums)
+    assert finite(sums)
+    for found in (engine.counters(sums), engine.load(sums), engine.describe({}, sums)):
+        assert finite(msgspec.structs.asdict(found))
 
 
 STREAMS = {path.name: path.read_bytes() for path in sorted(DATA.glob("*.sse"))}
@@ -408,7 +469,12 @@ def run_lines(name: str) -> list[bytes]:
     )
     records: list[Record] = [info, PromptRecord(prompt_id="d0", category="coding", text="a")]
     stream = Tally(decode_openai)
-    data = STREAMS["llamacpp-ngram-timings.sse" if name == "llamacpp" else "vllm-ngram2.sse"]
+    data = STREAMS[
+        {"llamacpp": "llamacpp-ngram-timings.sse", "trtllm": "trtllm-metrics-event.sse"}.get(
+            name, "vllm-ngram2.sse"
+        )
+    ]
+    told = SpecCounters(steps=3, drafts=3, draft_tokens=9, accepted_tokens=6)
     for number, event in enumerate(data.split(b"\n\n")):
         stream.feed(1.0 + number / 100, event + b"\n\n")
     for load in (1, 2):
@@ -418,7 +484,8 @@ def run_lines(name: str) -> list[bytes]:
             times = [zero + n + t for t in (0.0, 0.5, 0.6, 0.7, 0.9)]
             category = ("coding", "qa")[n % 2]
             made = record([1, 4, 2, 3], times, dialogue=f"d{n}", category=category, text="héllo")
-            records.append(msgspec.structs.replace(made, phase=phase))
+            spec = told if name == "trtllm" else None
+            records.append(msgspec.structs.replace(made, phase=phase, spec=spec))
         seen = stream.record(REQUEST, stream.outcome(), zero=0.0, sent=1.0, ended=2.0)
         records += [msgspec.structs.replace(seen, phase=phase, sent_s=zero + 3, end_s=zero + 4)]
         records += [
@@ -434,7 +501,7 @@ def run_lines(name: str) -> list[bytes]:
     return [_encoded(r) for r in (*records, RunEnd(at_s=40.0, reason="completed"))]
 
 
-RUNS = {name: run_lines(name) for name in ("vllm", "llamacpp", "openai")}
+RUNS = {name: run_lines(name) for name in ("vllm", "llamacpp", "trtllm", "openai")}
 
 
 def reported(path: Path, engine: Engine, beside: Summary | None = None) -> Summary:
@@ -510,7 +577,7 @@ from loadgen.protocol import SSE
 from loadgen.store import read
 from loadgen.types import Scenario
 from loadgen.written import read_toml
-from scenarios.prompts import read_jsonl
+from scenarios.prompts import read_file
 
 kind, path = sys.argv[1], Path(sys.argv[2])
 taken = int(Path("/proc/self/statm").read_bytes().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -519,7 +586,7 @@ try:
     if kind == "toml":
         read_toml(path, Scenario)
     elif kind == "dataset":
-        read_jsonl(path)
+        read_file(path)
     elif kind == "run file":
         print([getattr(record, "message", record) for record in read(path).records])
     elif kind == "stream":
@@ -594,7 +661,7 @@ def test_words_of_a_config_reach_argv_unchanged(name: str) -> None:
     model = {"simulated": "simulated-8b"}.get(name, NASTY[0])
     fields: dict[str, Any] = {"name": NASTY[1]} if name != "simulated" else {}
     config = ServerConfig(engine=name, model=model, executable=("exe", *NASTY), extra_args=NASTY,
-                          **fields)  # fmt: skip
+                          max_running=8, **fields)  # fmt: skip
     argv = command(config, 1)
     assert argv[: len(NASTY) + 1] == ["exe", *NASTY]
     assert argv[-len(NASTY) :] == list(NASTY)

@@ -115,6 +115,26 @@ async def test_ready_on_entry_and_gone_on_exit() -> None:
     assert tuple(lines) == server.log_tail() == ("ready soon",)
 
 
+# Leaves a grandchild in a session of its own, as MPI's daemon does; prints its pid.
+GRANDCHILD = """
+    rank = "import os, signal, time; signal.signal(15, signal.SIG_IGN);"
+    rank += "print(os.getpid(), flush=True); time.sleep(600)"
+    daemon = "import subprocess, sys;"
+    daemon += f"subprocess.Popen([sys.executable, '-c', {rank!r}], start_new_session=True)"
+    child = subprocess.Popen([sys.executable, "-c", daemon], stdout=subprocess.PIPE)
+    print(int(child.stdout.readline()), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux alone")
+@pytest.mark.parametrize("manners", ["", IGNORES])
+async def test_a_grandchild_in_a_session_of_its_own_ends_too(manners: str) -> None:
+    async with launch.launched(serves(GRANDCHILD + "    " + manners), CONFIG) as server:
+        rank = int(server.log_tail()[0])
+        assert not gone(rank)
+    assert gone(rank)
+
+
 async def test_not_ready_while_it_loads() -> None:
     async with launch.launched(serves("LOADING = 3"), CONFIG) as server:
         assert int(await get(server.url)) == 5  # three times 503, once 200, then this one

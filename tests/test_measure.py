@@ -36,7 +36,7 @@ from servers import simulator
 
 SCENARIO = Scenario(
     name="t",
-    dataset=Dataset(categories=("coding", "roleplay"), limit=4),
+    dataset=Dataset(categories=("coding", "roleplay"), limit=8),
     loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
     sampling=Sampling(max_output_tokens=40),
     warmup_requests=2,
@@ -54,7 +54,7 @@ async def simulated(method: str = "eagle3") -> AsyncIterator[str]:
 def job(out: Path, scenario: Scenario = SCENARIO, **changes: Any) -> Job:
     fields: dict[str, Any] = {
         "scenario": scenario,
-        "prompts": sets.read(scenario.dataset),
+        "prompts": sets.read(scenario.dataset).prompts,
         "warmup": sets.warmup(),
         "engines": ENGINES,
         "out": out,
@@ -123,7 +123,7 @@ async def test_an_independent_peer_counts_the_same_tokens(tmp_path: Path) -> Non
             for r in records
             if r.phase == "c=4" and r.turn == 0
         }
-        asked = {p.prompt_id: p for p in sets.read(SCENARIO.dataset)}
+        asked = {p.prompt_id: p for p in sets.read(SCENARIO.dataset).prompts}
         gate = asyncio.Semaphore(4)
         async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="none") as client:
             models = await client.models.list()
@@ -161,7 +161,7 @@ async def test_the_chat_api_is_measured_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "kept"), [("cut", 2000), ("all", 5000), ("none", None)])
 async def test_texts_in_the_file(tmp_path: Path, text: str, kept: int | None) -> None:
     long = msgspec.structs.replace(
-        sets.read(SCENARIO.dataset)[0],
+        sets.read(SCENARIO.dataset).prompts[0],
         messages=(Message(role="user", content="word " * 1000),),
         later_turns=(),
     )

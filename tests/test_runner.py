@@ -15,7 +15,7 @@ from loadgen.metrics import distributions, tpot_s
 from loadgen.plan import make_plan
 from loadgen.protocol import completions_wire
 from loadgen.runner import Runner, fan_out
-from loadgen.scrape import Scraper, parse_page
+from loadgen.scrape import Scraper
 from loadgen.transport import Transport
 from loadgen.types import (
     U32,
@@ -81,8 +81,8 @@ async def go(
             grace_s=grace_s,
         )
         reason = await runner.run(make_plan(scenario, prompts(12)))
-        page = await scraper.page()
-    return records, reason, parse_page(page or "")
+        page = await scraper.samples()
+    return records, reason, page or {}
 
 
 def requests(records: list[Record]) -> list[RequestRecord]:
