@@ -119,7 +119,7 @@ def run_path(out: Path, started_at: str, scenario: str, cell: str | None = None)
     stem = "-".join([re.sub(r"[^0-9TZ]", "", started_at), *words])
     path = out / f"{stem}.jsonl"
     count = 2
-    while path.exists():
+    while os.path.lexists(path):  # Path.exists raises for a name that is too long
         path = out / f"{stem}.{count}.jsonl"
         count += 1
     return path
