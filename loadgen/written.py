@@ -20,18 +20,20 @@ from loadgen.types import SpecConfig
 
 T = TypeVar("T")
 
-MAX_FILE_BYTES = 16 << 20
+MAX_FILE_BYTES = 1 << 20
 
 
 def read_toml(path: Path, kind: type[T]) -> T:
     """The file as one `kind`. UserError: unreadable, not TOML, or not of that shape."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)  # not by its size: a device has none
+        if len(text) > MAX_FILE_BYTES:
             raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB; expected a small TOML file.")
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(text.decode())
     except OSError as fault:
         raise UserError(f"cannot read {path}: {fault.strerror}. Expected a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise UserError(f"{path} is not valid TOML: {fault}.") from None
     try:
         return msgspec.convert(raw, kind)

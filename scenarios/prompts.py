@@ -20,14 +20,14 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import UserError, nearest
-from loadgen.types import Caveat, Dataset, Message, Prompt, Scenario
+from loadgen.types import AtLeastOne, Caveat, Dataset, Message, Prompt, Scenario
 from loadgen.written import convert_row, decode_row, read_toml
 
 HERE = Path(__file__).parent
 BUILTIN = HERE / "data" / "qualitative.jsonl"
 WARMUP = HERE / "data" / "warmup.jsonl"
 MAX_LINE_BYTES = 64 << 20
-MAX_ARRAY_BYTES = 1 << 30
+MAX_ARRAY_BYTES = 768 << 20
 UNCATEGORISED = "uncategorised"
 
 PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"
@@ -79,7 +79,7 @@ class Row(msgspec.Struct, forbid_unknown_fields=True):
     turns: tuple[str, ...] | None = None
     messages: tuple[Message, ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: AtLeastOne | None = None
     tier: str | None = None
     isl_bucket: str | None = None
     source: str | None = None
@@ -287,7 +287,7 @@ def _lines(lines: Any, name: str) -> Iterator[tuple[str, _Row]]:
 def _array(path: Path) -> Iterator[tuple[str, _Row]]:
     """A JSON array of rows, as ShareGPT's files are."""
     if path.stat().st_size > MAX_ARRAY_BYTES:
-        raise UserError(f"{path}: a JSON array of over 1 GiB. Expected JSONL, one prompt a line.")
+        raise UserError(f"{path}: a JSON array of over 768 MiB. Expected JSONL, one prompt a line.")
     rows = decode_row(path.read_bytes(), msgspec.json.Decoder(list[_Row]), str(path))
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 

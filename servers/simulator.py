@@ -583,7 +583,10 @@ def describe(pages: Mapping[str, Any], _: Mapping[str, float]) -> ServerFacts:
     """What the simulator's own page tells, and that it is one."""
     page = pages.get("/truth")
     known = page if isinstance(page, dict) else {}
-    return msgspec.convert({**known, "simulated": True}, ServerFacts)
+    try:
+        return msgspec.convert({**known, "simulated": True}, ServerFacts)
+    except msgspec.ValidationError:
+        return ServerFacts(simulated=True)
 
 
 ENGINE = replace(

@@ -76,7 +76,7 @@ def _total(samples: Mapping[str, float], family: str) -> int | None:
 def _by_position(samples: Mapping[str, float]) -> tuple[int, ...] | None:
     found: Counter[int] = Counter()
     for series, value in _rows(samples, f"{SPEC}num_accepted_tokens_per_pos_total").items():
-        if at := re.search(r'[{,]position="(\d+)"', series):
+        if at := re.search(r'[{,]position="(\d{1,4})"', series):
             found[int(at[1])] += round(value)
     return tuple(found[j] for j in range(max(found) + 1)) if found else None
 
@@ -146,7 +146,7 @@ def command(config: ServerConfig, port: int) -> list[str]:
     for flag, value in flags.items():
         argv += [] if value is None else [flag, str(value)]
     if config.spec is not None:
-        argv += ["--speculative-config", json.dumps(speculative_config(config.spec))]
+        argv += ["--speculative-config", json.dumps(speculative_config(config.spec), default=str)]
         # Without a speculative config this flag stops the server from starting (0.33.0).
         if config.spec.options.get(_PER_REQUEST, True):
             argv += ["--per-request-spec-decode-metrics", "detailed"]
