@@ -57,6 +57,7 @@ class Store:
 
     def __init__(self, path: Path, info: RunInfo) -> None:
         self.path = path
+        self._torn = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
@@ -76,6 +77,8 @@ class Store:
         if len(line) > MAX_LINE_BYTES and isinstance(record, RequestRecord):
             line = _encoded(msgspec.structs.replace(record, text=None, output_token_ids=None))
             line += b"\n"
+        if self._torn:
+            line = b"\n" + line  # what follows a line that was cut short is a line of its own
         try:
             written = os.write(self._fd, line)
         except OSError as fault:
@@ -83,7 +86,8 @@ class Store:
                 f"writing the run file {self.path} failed: {fault.strerror}. "
                 "Every record written before is kept; `draftload report` reads them."
             ) from None
-        if written != len(line):
+        self._torn = written != len(line)
+        if self._torn:
             raise ServerError(f"the run file {self.path} is cut short: is the disk full?")
 
     def close(self) -> None:
@@ -163,6 +167,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _decoded(line: bytes) -> Record:
     """One record. _UNREADABLE: not JSON, no record of ours, or one that contradicts itself."""
+    line.decode()  # msgspec passes over a key that it does not know, even one that is no text
     record: Record = _decoder.decode(line)
     if isinstance(record, RequestRecord) and (
         record.end_s < record.sent_s
