@@ -8,6 +8,7 @@ tokenize, fetch, choose an order.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from array import array
@@ -27,7 +28,7 @@ HERE = Path(__file__).parent
 BUILTIN = HERE / "data" / "qualitative.jsonl"
 WARMUP = HERE / "data" / "warmup.jsonl"
 MAX_LINE_BYTES = 64 << 20
-MAX_ARRAY_BYTES = 1 << 30
+MAX_ARRAY_BYTES = 768 << 20
 UNCATEGORISED = "uncategorised"
 
 PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"
@@ -285,9 +286,10 @@ def _lines(lines: Any, name: str) -> Iterator[tuple[str, _Row]]:
 
 def _array(file: BinaryIO, name: str) -> Iterator[tuple[str, _Row]]:
     """A JSON array of rows, as ShareGPT's files are."""
-    data = file.read(MAX_ARRAY_BYTES + 1)
-    if len(data) > MAX_ARRAY_BYTES:
-        raise UserError(f"{name}: a JSON array of over 1 GiB. Expected JSONL, one prompt a line.")
+    size = os.fstat(file.fileno()).st_size  # of a pipe 0
+    data = file.read(MAX_ARRAY_BYTES + 1) if size <= MAX_ARRAY_BYTES else b""
+    if max(size, len(data)) > MAX_ARRAY_BYTES:
+        raise UserError(f"{name}: a JSON array of over 768 MiB. Expected JSONL, one prompt a line.")
     rows = decode_row(data, msgspec.json.Decoder(list[_Row]), name)
     yield from ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
 

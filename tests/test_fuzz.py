@@ -279,6 +279,9 @@ ROWS: list[Any] = [
     {"question_id": 81, "category": "writing", "turns": ["one", "two"], "reference": [1, {}]},
     {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]},
     {"prompt_id": 3, "category": "x", "prompt_token_ids": [1, 2, 3], "isl_bucket": "1k"},
+    {"id": "s", "conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]},
+    {"task_id": "h/0", "prompt": "def f():", "entry_point": "f"},
+    {"question": "2 and 2?", "answer": "4"},
 ]
 
 
@@ -614,6 +617,7 @@ def sparse(path: Path, first: bytes = b"", last: bytes = b"") -> Path:
         ("toml", b"", "over 1 MiB"),
         ("dataset", b"", "line 1: over 64 MiB"),
         ("dataset", b'{"prompt": "a"}\n', "line 2: over 64 MiB"),
+        ("dataset", b"[", "a JSON array of over 768 MiB"),
         ("run file", b"", "is not a run file"),
         ("run file", RUNS["vllm"][0] + b"\n", "could not be read and was skipped: 2."),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -306,3 +308,14 @@ def test_a_broken_scenario_is_the_users_error(tmp_path: Path, text: str, said: s
         prompts.scenario(str(path))
     assert said in str(fault.value)
     assert "mine.toml" in str(fault.value)
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """`--dataset <(zcat x.gz)`: what stands first is looked at and not taken."""
+    for number, text in enumerate(('{"prompt": "a"}\n', '[{"prompt": "a"}]')):
+        path = tmp_path / str(number)
+        os.mkfifo(path)
+        writer = threading.Thread(target=path.write_text, args=(text,))
+        writer.start()
+        assert [p.messages[0].content for p in prompts.read_file(path)] == ["a"]
+        writer.join()
