@@ -167,7 +167,7 @@ def _demo_servers(
     if simulated:
         common: dict[str, Any] = {
             "engine": "simulated",
-            "model": "simulated-8b",
+            "model": "simulated-70b",
             "max_running": max(slots, 1),
         }
         return ServerConfig(**common), ServerConfig(
@@ -593,16 +593,16 @@ def _finish(ended: Sequence[tuple[Path, str]], show: Callable[[], Sequence[Summa
 
 
 def _engines() -> dict[str, Engine]:
-    """ENGINE of every file under servers/, by name."""
+    """ENGINE of every file under servers/ that has one, by name."""
     import importlib
     import pkgutil
 
     import servers
 
-    found = {}
+    found: dict[str, Engine] = {}
     for module in pkgutil.iter_modules(servers.__path__):
-        if module.name != "launch":
-            engine: Engine = importlib.import_module(f"servers.{module.name}").ENGINE
+        found_here = importlib.import_module(f"servers.{module.name}")
+        if engine := getattr(found_here, "ENGINE", None):
             found[engine.name] = engine
     return found
 
