@@ -32,6 +32,7 @@ from loadgen.types import (
 from scenarios import prompts as sets
 from servers import openai as generic
 from servers import simulator
+from servers.simulated import preset
 
 SCENARIO = Scenario(
     name="t",
@@ -45,7 +46,7 @@ ENGINES = {"simulated": simulator.ENGINE, "openai": generic.ENGINE}
 
 @contextlib.asynccontextmanager
 async def simulated(method: str = "eagle3") -> AsyncIterator[str]:
-    settings = simulator.preset(method, base_s=1e-3, per_token_s=1e-6, prefill_s_per_token=1e-6)
+    settings = preset(method, time_scale=0.1)
     async with TestServer(simulator.app(settings)) as server:
         yield str(server.make_url("")).rstrip("/")
 
