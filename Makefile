@@ -17,7 +17,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 IN_VENV := import pip, sys; assert sys.prefix != sys.base_prefix
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit bench clean
+.PHONY: help demo test lint types unit e2e-vllm bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make test    lint, types and unit tests'
 	@echo 'make lint    ruff, check and format     make types   mypy     make unit   pytest'
 	@echo 'make bench   the client itself, beside a bare HTTP loop (needs a C compiler)'
+	@echo 'make e2e-vllm   a real vLLM on the CPU: 3.4 GB and five minutes to install, once'
 	@echo 'make clean   remove .venv, caches and build output; run files stay'
 	@echo
 	@echo 'PYTHON=python3.12 picks the interpreter; ARGS="--quick" is passed on by demo, unit,'
@@ -44,6 +45,10 @@ types: $(TEST)
 
 unit: $(TEST)
 	$(BIN)/python -m pytest $(ARGS)
+
+e2e-vllm: $(TEST)
+	$(BIN)/python -m tests.vllm_cpu
+	$(BIN)/python -m pytest -m vllm -s $(ARGS)
 
 bench: $(DEMO)
 	$(BIN)/python benchmarks/client.py $(ARGS)

@@ -41,6 +41,7 @@ from loadgen.store import Store
 from loadgen.transport import Transport
 from loadgen.types import Chunk, ClosedLoop, Engine, Prompt, RequestRecord, Sampling, Scenario, Stop
 from servers.vllm import ENGINE
+from tests.records import run_info
 
 SOURCE = Path(__file__).parents[1] / "tests" / "data" / "truthserver.c"
 TTFT_MS, ITL_MS = 200, 20
@@ -86,7 +87,7 @@ async def timed_path(url: str, a: argparse.Namespace) -> dict[str, float]:
     records: list[RequestRecord] = []
     zero = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "run.jsonl")
+        store = Store(Path(folder) / "run.jsonl", run_info())
 
         def observe(record: Any) -> None:
             store.append(record)

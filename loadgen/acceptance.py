@@ -24,6 +24,7 @@ PER_REQUEST = "per-request figures"
 COUNTERS = "server counters"
 CHUNKS = "chunks"
 STEPS_FROM_TIMINGS = "groups of equal predicted_ms"
+STEPS_FROM_PASSES = "passes told per request"
 STEPS_FROM_CHUNKS = "token-carrying chunks"
 
 TOLERANCE = 0.01
@@ -54,9 +55,9 @@ def acceptance(
     sources = []
     if all(r.spec is not None for r in records):
         total = summed(r.spec for r in records if r.spec is not None)
-        sources.append(
-            _build(PER_REQUEST, records, steps, _known(total, state), state, depth, engine)
-        )
+        if _told(records) is None:
+            total = _known(total, state)
+        sources.append(_build(PER_REQUEST, records, steps, total, state, depth, engine))
     if counters is not None and counters.drafts is not None and whole_window:
         sources.append(_build(COUNTERS, records, steps, counters, state, depth, engine))
     elif engine.metrics_path is not None:
@@ -69,7 +70,12 @@ def acceptance(
     if not sources:
         why = "the server tells neither steps nor drafts"
         return (Acceptance(source="none", state=state, why_missing=why),)
-    return tuple(sorted(sources, key=lambda a: a.acceptance_length is None and a.interval is None))
+    return tuple(sorted(sources, key=_rank))
+
+
+def _rank(found: Acceptance) -> tuple[bool, bool]:
+    """Those with a figure first, and of them those that know drafts: else in the order built."""
+    return found.acceptance_length is None and found.interval is None, found.drafts is None
 
 
 def steps_of(record: RequestRecord, engine: Engine) -> U32 | None:
@@ -83,7 +89,7 @@ def chunks_disproved(records: Sequence[RequestRecord], engine: Engine, depth: in
     """Why a chunk is not a step in these records; "" while nothing says so.
 
     Disproved by a chunk of more than k + 1 tokens, or by a step count outside what the per-request
-    figures allow, S = T + O − R − A for O in 0 … k·R, by more than 1 %.
+    figures allow, S = T + O − R − A for O in 0 … k·R, or from what the server told, by over 1 %.
     """
     if engine.chunk_is_step is False:
         return ""
@@ -93,15 +99,42 @@ def chunks_disproved(records: Sequence[RequestRecord], engine: Engine, depth: in
     largest = max(max(r.chunk_tokens or (0,)) for r in chunked)
     if depth is not None and largest > depth + 1:
         return f"a chunk held {largest} tokens, more than k + 1 = {depth + 1}"
+    told, after = _told(chunked), sum(len(r.chunk_tokens or ()) - 1 for r in chunked)
+    if told is not None and abs(after - sum(told)) > sum(told) * TOLERANCE:
+        return f"{after} chunks after the first, where the server told {sum(told)} steps"
     with_figures = [r for r in chunked if r.spec is not None and r.spec.accepted_tokens is not None]
     if len(with_figures) == len(chunked) and depth is not None:
-        seen = sum(len(r.chunk_tokens or ()) - 1 for r in chunked)
         delivered = sum(r.osl_tokens for r in chunked) - len(chunked)
         fewest = delivered - sum((r.spec.accepted_tokens or 0) for r in chunked if r.spec)
         most = fewest + depth * len(chunked)
-        if seen < fewest * (1 - TOLERANCE) or seen > most * (1 + TOLERANCE):
-            return f"{seen} chunks after the first, where accepted tokens say {fewest}…{most} steps"
+        if after < fewest * (1 - TOLERANCE) or after > most * (1 + TOLERANCE):
+            return (
+                f"{after} chunks after the first, where accepted tokens say {fewest}…{most} steps"
+            )
     return ""
+
+
+def _told(records: Sequence[RequestRecord]) -> list[int] | None:
+    """Decode steps of each request as its server told them; None unless all have them alone.
+
+    Where timings give the tokens of each pass (llama.cpp), those say more and are taken.
+    """
+    told = [r.spec.steps for r in records if r.step_tokens is None and r.spec is not None]
+    known = [steps for steps in told if steps is not None]
+    return known if known and len(known) == len(records) else None
+
+
+def _decoded(
+    records: Sequence[RequestRecord], steps: Sequence[U32 | None]
+) -> list[tuple[int, int] | None]:
+    """Of each request: tokens after its prefill's, and decode steps; None where not known."""
+    told = _told(records)
+    if told is not None:
+        return [(r.osl_tokens - 1, n) for r, n in zip(records, told, strict=True)]
+    return [
+        None if p is None else (r.osl_tokens - (p[0] if p else 0), max(len(p) - 1, 0))
+        for r, p in zip(records, steps, strict=True)
+    ]
 
 
 def summed(figures: Iterable[SpecCounters]) -> SpecCounters:
@@ -158,16 +191,17 @@ def _build(
     """One source's Acceptance: drafts and accepted tokens of `figures`, decode steps of `steps`."""
     requests, tokens = len(records), sum(r.osl_tokens for r in records)
     drafts, accepted = figures.drafts, figures.accepted_tokens
-    known = [passes for passes in steps if passes is not None]
-    count = sum(max(len(p) - 1, 0) for p in known) if len(known) == len(records) else None
+    pairs = _decoded(records, steps)
+    known = [pair for pair in pairs if pair is not None]
+    count = sum(n for _, n in known) if len(known) == len(records) else None
     length, limits, why = None, None, ""
     overrun = None
     if count:
-        prefill = sum(p[0] for p in known if p)
-        length = (tokens - prefill) / count
-        limits = _interval(records, steps, depth)
+        decoded = sum(n for n, _ in known)
+        length = decoded / count
+        limits = _interval(records, pairs, depth)
         if accepted is not None:
-            overrun = prefill + count + accepted - tokens
+            overrun = count + accepted - decoded
     elif accepted is not None:
         limits = _range(tokens - requests, accepted, requests, depth)
         why = "decode steps are not known; the range is for an overrun of 0…k·R tokens"
@@ -200,7 +234,7 @@ def _build(
         accepted_tokens=accepted,
         draft_tokens=figures.draft_tokens,
         overrun_tokens=overrun,
-        unverified=engine.chunk_is_step is None,
+        unverified=engine.chunk_is_step is None and _told(records) is None,
         why_missing=why,
     )
 
@@ -222,12 +256,13 @@ def _from_chunks(
         why = "no request had two chunks"
     length = None if why else sum(sum(c[1:]) for c in chunks) / steps
     impossible = _impossible(length, None, depth)
+    pairs = [(sum(c[1:]), len(c) - 1) if c else None for c in (r.chunk_tokens for r in records)]
     return Acceptance(
         source=CHUNKS,
         state=state,
         steps_source=STEPS_FROM_CHUNKS,
         acceptance_length=None if impossible else length,
-        interval=None if why or impossible else _interval(records, chunks, depth),
+        interval=None if why or impossible else _interval(records, pairs, depth),
         acceptance_length_by_dialogue=None
         if why or impossible
         else by_dialogue(records, [r.chunk_tokens for r in records], engine),
@@ -239,12 +274,16 @@ def _from_chunks(
 
 def _confirmed(records: Sequence[RequestRecord], depth: int | None) -> bool:
     """Another source of steps agrees with the chunks: `chunks_disproved` had what it needs."""
+    if _told(records) is not None:
+        return True
     return depth is not None and all(
         r.spec is not None and r.spec.accepted_tokens is not None for r in records
     )
 
 
 def _steps_source(records: Sequence[RequestRecord]) -> str:
+    if _told(records) is not None:
+        return STEPS_FROM_PASSES
     timed = all(r.step_tokens is not None for r in records)
     return STEPS_FROM_TIMINGS if timed else STEPS_FROM_CHUNKS
 
@@ -271,15 +310,15 @@ def _range(decoded: int, accepted: int, requests: int, depth: int | None) -> Int
 
 
 def _interval(
-    records: Sequence[RequestRecord], steps: Sequence[U32 | None], depth: int | None
+    records: Sequence[RequestRecord], pairs: Sequence[tuple[int, int] | None], depth: int | None
 ) -> Interval | None:
     """Over dialogues, of delivered decode tokens ÷ decode steps."""
     sums: dict[str, list[float]] = {}
-    for record, passes in zip(records, steps, strict=False):
-        if passes:
+    for record, pair in zip(records, pairs, strict=True):
+        if pair is not None:
             dialogue = sums.setdefault(record.dialogue_id, [0.0, 0.0])
-            dialogue[0] += record.osl_tokens - passes[0]
-            dialogue[1] += len(passes) - 1
+            dialogue[0] += pair[0]
+            dialogue[1] += pair[1]
     found = interval(list(zip(*sums.values(), strict=True)), ratio) if sums else None
     if found is None:
         return None

@@ -64,14 +64,24 @@ def foreign_traffic(data: PhaseData) -> Iterator[Caveat]:
         )
 
 
-def counters_went_back(data: PhaseData) -> Iterator[Caveat]:
-    """A counter that shrinks means that the server restarted during the phase."""
-    if data.counters is None and "went back" in data.counters_missing:
+def counters_not_usable(data: PhaseData) -> Iterator[Caveat]:
+    """Counters that shrink or change their labels: a restart, another model, another rank."""
+    if data.counters is not None:
+        return
+    if "went back" in data.counters_missing:
         yield _caveat(
             data,
             "counters-went-back",
             f"{data.counters_missing}: the server restarted during the phase.",
             "Find out why it restarted and measure again.",
+        )
+    elif data.snapshots:
+        yield _caveat(
+            data,
+            "counters-not-usable",
+            f"The server's counters were left out: {data.counters_missing}.",
+            "The next source of acceptance is used. Measure one model on one server, and see that "
+            "its metrics page can be read all the time.",
         )
 
 
@@ -187,17 +197,51 @@ def output_counts_disagree(data: PhaseData) -> Iterator[Caveat]:
         )
 
 
+def outputs_over_limit(data: PhaseData) -> Iterator[Caveat]:
+    """More than was asked for: the server's stream, or its count, is not to be trusted."""
+    over = [r for r in data.records if r.max_output_tokens and r.osl_tokens > r.max_output_tokens]
+    if over:
+        worst = max(over, key=lambda r: r.osl_tokens)
+        yield _caveat(
+            data,
+            "outputs-over-limit",
+            f"{len(over)} of {len(data.records)} answers are longer than was asked for (at worst "
+            f"{worst.osl_tokens:,} tokens, limit {worst.max_output_tokens:,}).",
+            "The server ignores max_tokens, or counts something else: find out before you use "
+            "figures of this run.",
+        )
+
+
+def asked_to_wait(data: PhaseData) -> Iterator[Caveat]:
+    """Retry-After: the server, or a gateway before it, limits the rate. Nothing is sent again."""
+    waits = [
+        r.outcome.retry_after_s
+        for r in data.records
+        if isinstance(r.outcome, Refused) and r.outcome.retry_after_s is not None
+    ]
+    if waits:
+        yield _caveat(
+            data,
+            "asked-to-wait",
+            f"{len(waits)} requests were refused with Retry-After (up to {max(waits):g} s): a rate "
+            "limit was measured, not the server.",
+            "Take the limit away for the measurement, or lower the load below it.",
+        )
+
+
 Check = Callable[[PhaseData], Iterable[Caveat]]
 
 CHECKS: tuple[Check, ...] = (
     request_errors,
+    asked_to_wait,
     client_saturated,
     foreign_traffic,
     unsettled,
-    counters_went_back,
+    counters_not_usable,
     prefix_cache_hits,
     chunks_are_not_steps,
     output_counts_disagree,
+    outputs_over_limit,
     outputs_capped,
     too_few_samples,
 )

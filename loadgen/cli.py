@@ -12,17 +12,18 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 import typer
 
 from loadgen import __version__
-from loadgen.errors import DraftloadError, UserError, nearest
+from loadgen.errors import DraftloadError, ServerError, UserError, nearest
 from loadgen.types import (
     ClosedLoop,
     Dataset,
@@ -34,6 +35,9 @@ from loadgen.types import (
     Study,
     Summary,
 )
+
+if TYPE_CHECKING:
+    from servers.launch import Launched
 
 T = TypeVar("T")
 Format = Literal["table", "json"]
@@ -72,6 +76,15 @@ Header = Annotated[list[str] | None, typer.Option("--header", help="'Name: value
 ApiKeyFile = Annotated[
     Path | None,
     typer.Option("--api-key-file", help="File with the API key; default: $OPENAI_API_KEY."),
+]
+CaFile = Annotated[
+    Path | None, typer.Option("--ca-file", help="PEM authorities that vouch for the server.")
+]
+ClientCert = Annotated[
+    Path | None, typer.Option("--client-cert", help="PEM certificate that says who we are.")
+]
+ClientKey = Annotated[
+    Path | None, typer.Option("--client-key", help="Its key, if it is in another file.")
 ]
 Gpus = Annotated[int | None, typer.Option("--gpus", help="GPUs behind the URL.")]
 Concurrency = Annotated[
@@ -146,8 +159,8 @@ def demo(
         ended: list[tuple[Path, str]] = []
         for config in configs:
             job = _job(scenario, out, quiet, _label(config, config.model))
-            async with _launched(config, 120.0, _say(quiet)) as url:
-                ended.append(await measure(url, job, config))
+            async with _launched(config, 120.0, _say(quiet)) as server:
+                ended.append(await measure(server.url, job, config, server.died))
             if ended[-1][1] != "completed":
                 break
         return ended
@@ -235,6 +248,9 @@ def run(
     metrics_url: MetricsUrl = None,
     header: Header = None,
     api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
     gpus: Gpus = None,
     timeout: Annotated[str, typer.Option("--timeout", help="Longest request.")] = "600s",
     grace: Annotated[
@@ -260,6 +276,7 @@ def run(
       draftload run --url http://HOST:8000 --dataset mine.jsonl --duration 60s -c 32
     """
     from loadgen.measure import Attach, measure
+    from loadgen.transport import tls_context
     from scenarios import prompts as sets
 
     if (url is None) == (server is None):
@@ -289,6 +306,7 @@ def run(
         api=_api(api),
         metrics_url=metrics_url,
         headers=_headers(header, api_key_file),
+        tls=tls_context(ca_file, client_cert, client_key),
         gpus=gpus,
         probe=not no_preflight,
         timeout_s=_seconds("--timeout", timeout),
@@ -303,7 +321,7 @@ def run(
         if config is None:
             return await measure(str(url), job)
         async with _launched(config, wait_s, job.say) as started:
-            return await measure(started, job, config)
+            return await measure(started.url, job, config, started.died)
 
     ended = _run(one())
     _finish([ended], lambda: _report([ended[0]], format_name))
@@ -347,7 +365,8 @@ def serve(
 
     Example: draftload serve server.toml --print
     """
-    import shlex
+    from loadgen.written import masked
+    from servers import launch
 
     config = _server_config(server)
     engine = _engine_of(config)
@@ -356,15 +375,17 @@ def serve(
             f"engine '{engine.name}' cannot be started by draftload; attach with --url."
         )
     if show:
-        env = [f"{key}={shlex.quote(value)}" for key, value in config.env.items()]
-        print(" ".join([*env, shlex.join(engine.command(config, config.port or 8000))]))
+        argv = engine.command(config, config.port or 8000)
+        print(launch.shell(argv, engine.files(config), config))
+        if list(masked(argv)) != argv:
+            print("*** stands for a secret; put it in before you run this.", file=sys.stderr)
         return
 
     async def wait() -> None:
         wait_s = _seconds("--start-timeout", start_timeout)
-        async with _launched(config, wait_s, _say(False), log=True) as url:
-            print(url, flush=True)
-            await _until_interrupted()
+        async with _launched(config, wait_s, _say(False), log=True) as started:
+            print(started.url, flush=True)
+            await _served(started)
 
     _run(wait())
 
@@ -379,6 +400,9 @@ def check(
     metrics_url: MetricsUrl = None,
     header: Header = None,
     api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
 ) -> None:
     """What is at a URL and what it honours, explained; measures nothing.
 
@@ -386,6 +410,7 @@ def check(
     """
     from loadgen import preflight
     from loadgen.measure import Attach, identified
+    from loadgen.transport import tls_context
 
     attach = Attach(
         engine=engine,
@@ -393,6 +418,7 @@ def check(
         api=_api(api),
         metrics_url=metrics_url,
         headers=_headers(header, api_key_file),
+        tls=tls_context(ca_file, client_cert, client_key),
     )
 
     async def ask() -> preflight.Target:
@@ -479,8 +505,8 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
 @contextlib.asynccontextmanager
 async def _launched(
     config: ServerConfig, wait_s: float, say: Callable[[str], None], *, log: bool = False
-) -> AsyncIterator[str]:
-    """The config's server, started and stopped; its URL."""
+) -> AsyncIterator[Launched]:
+    """The config's server, started and stopped."""
     from servers import launch
 
     engine = _engine_of(config)
@@ -492,7 +518,7 @@ async def _launched(
     async with launch.launched(
         engine, config, start_timeout_s=wait_s, on_log=show if log else None
     ) as server:
-        yield server.url
+        yield server
 
 
 def _label(config: ServerConfig | None, model: str) -> str:
@@ -505,12 +531,18 @@ def _label(config: ServerConfig | None, model: str) -> str:
     return f"{config.engine}, {config.spec.method}" + (f" k = {depth}" if depth else "")
 
 
-async def _until_interrupted() -> None:
+async def _served(server: Launched) -> None:
+    """Until Ctrl-C. ServerError: the server ended by itself."""
     from loadgen.measure import interrupts
 
     stop = asyncio.Event()
+    died = asyncio.create_task(server.died())
     with interrupts(stop.set):
-        await stop.wait()
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({died, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopped.done():
+        raise ServerError(died.result())
+    died.cancel()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -520,8 +552,13 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         import uvloop
 
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(work)
+    except KeyboardInterrupt:
+        # Before the first phase, where a run does not yet end by itself: nothing was measured.
+        print("draftload: interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 # ── reporting ────────────────────────────────────────────────────────────────────────────────────
@@ -578,15 +615,15 @@ def _print(text: str) -> None:
 
 def _finish(ended: Sequence[tuple[Path, str]], show: Callable[[], Sequence[Summary]]) -> None:
     """Report what was measured; the exit code says how it ended."""
-    interrupted = any(reason != "completed" for _, reason in ended)
+    reasons = [reason for _, reason in ended if reason != "completed"]
     try:
         summaries = show()
     except UserError as fault:
-        if not interrupted:
+        if not reasons:
             raise
         print(f"draftload: {_clean(str(fault))}", file=sys.stderr)
-    if interrupted:
-        raise typer.Exit(130)
+    if reasons:
+        raise typer.Exit(130 if "interrupted" in reasons else 1)
     if any(p.requests.completed == 0 for s in summaries for p in s.phases):
         raise typer.Exit(1)
 
@@ -749,7 +786,8 @@ def _say(quiet: bool) -> Callable[[str], None]:
 
 
 def _clean(text: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in text)
+    """The text without terminal control, as lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
 def _yes(value: bool | None) -> str:
@@ -758,6 +796,8 @@ def _yes(value: bool | None) -> str:
 
 def main() -> None:
     """The console script: errors become one paragraph on stderr and an exit code."""
+    # SIGTERM is a Ctrl-C: servers are stopped, files closed, the terminal is put right.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(standalone_mode=True)
     except DraftloadError as fault:

@@ -12,11 +12,11 @@ import contextlib
 import hashlib
 import os
 import platform
-import re
 import signal
+import ssl
 import uuid
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,9 +31,9 @@ from loadgen import __version__, preflight
 from loadgen.errors import DraftloadError, UserError
 from loadgen.plan import make_plan
 from loadgen.runner import Runner, Tokenize, fan_out
-from loadgen.scrape import Scraper
 from loadgen.store import Store, run_path
 from loadgen.tokens import prompts_digest
+from loadgen.transport import hide, secrets_of
 from loadgen.types import (
     U32,
     Caveat,
@@ -47,9 +47,9 @@ from loadgen.types import (
     RunInfo,
     Scenario,
     ServerConfig,
+    SpecConfig,
 )
-
-_SECRET_FLAG = re.compile(r"^-.*(key|secret|password|token)$")
+from loadgen.written import masked
 
 TEXT_CUT = 2000
 """Characters of a prompt's text in a run file, unless all or none are asked for."""
@@ -65,6 +65,7 @@ class Attach:
     api: Literal["completions", "chat"] = "completions"
     metrics_url: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    tls: ssl.SSLContext | bool = True
     gpus: int | None = None
     probe: bool = True
     timeout_s: float = 600.0
@@ -86,10 +87,16 @@ class Job:
     text: Literal["cut", "all", "none"] = "cut"
 
 
-async def measure(url: str, job: Job, config: ServerConfig | None = None) -> tuple[Path, str]:
+async def measure(
+    url: str,
+    job: Job,
+    config: ServerConfig | None = None,
+    died: Callable[[], Awaitable[str]] | None = None,
+) -> tuple[Path, str]:
     """The run file and RunEnd's reason. `config` is what was launched at `url`, if we did that.
 
-    UserError before any measured request; a failed request is only a record.
+    died() waits until that server's process ends, and says how; then the run ends too. UserError
+    before any measured request; a failed request is only a record.
     """
     scenario = job.scenario
     preflight.check_descriptors(max(load.concurrency for load in scenario.loads))
@@ -99,16 +106,14 @@ async def measure(url: str, job: Job, config: ServerConfig | None = None) -> tup
     if job.attach.probe:
         target = await preflight.probe(target, probe_ids)
     spec = config.spec if config is not None else None
-    remembers = spec is not None and target.engine.remembers(spec.method)
+    remembers = spec is not None and _remembers(target.engine, spec)
     plan = make_plan(scenario, prompts, warmup, remembers=remembers)
     info = run_info(scenario, target, plan, _reminder(remembers, plan))
-    store = Store(run_path(job.out, info.started_at, scenario.name, info.cell))
+    store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
     with job.watch(plan) as view:
         observe = fan_out(store.append, (view,))
-        observe(info)
-        for record in prompt_records(prompts, job.text):
-            observe(record)
-        reason = await _run_phases(target, job, plan, tokenize, observe, store)
+        view(info)
+        reason = await _recorded(target, job, plan, tokenize, observe, store, died)
     return store.path, reason
 
 
@@ -124,6 +129,7 @@ async def identified(
         api=attach.api,
         metrics_url=attach.metrics_url,
         headers=attach.headers,
+        tls=attach.tls,
         config=config,
         gpus=attach.gpus,
     )
@@ -147,43 +153,70 @@ async def _pretokenized(
     return prompts, warmup, tokenize, await tokenize(preflight.PROBE)
 
 
-async def _run_phases(
+async def _recorded(
     target: preflight.Target,
     job: Job,
     plan: Plan,
     tokenize: Tokenize | None,
     observe: Observer,
     store: Store,
+    died: Callable[[], Awaitable[str]] | None,
 ) -> str:
     """All phases; RunEnd is written and the file closed whatever happens."""
     zero = perf_counter()
-    scraper = Scraper(
-        target.metrics_url, target.engine, observe, zero=zero, headers=dict(target.headers)
-    )
     reason = "failed"
     try:
+        for record in prompt_records(plan.prompts, job.text):
+            observe(record)
         async with target.transport(
             timeout_s=job.attach.timeout_s, keep_text=job.text != "none", zero=zero
         ) as transport:
             runner = Runner(
                 transport,
-                scraper,
+                target.scraper(observe, zero),
                 observe,
                 model=target.info.model,
                 sampling=plan.scenario.sampling,
                 tokenize=tokenize,
                 grace_s=job.attach.grace_s,
             )
-            with interrupts(runner.interrupt):
+            with interrupts(runner.interrupt), _watched(runner, observe, died):
                 reason = await runner.run(plan)
     except BaseException as fault:
-        reason = f"failed: {type(fault).__name__}: {fault}"[:300]
+        said = f"failed: {type(fault).__name__}: {fault}"
+        reason = hide(said, secrets_of(target.base_url, target.headers))[:300]
         raise
     finally:
         with contextlib.suppress(DraftloadError):
             store.append(RunEnd(at_s=perf_counter() - zero, reason=reason))
         store.close()
     return reason
+
+
+@contextlib.contextmanager
+def _watched(
+    runner: Runner, observe: Observer, died: Callable[[], Awaitable[str]] | None
+) -> Iterator[None]:
+    """Ends the run when the server that we started ends, and records what it said last."""
+
+    async def wait(ended: Callable[[], Awaitable[str]]) -> None:
+        said = await ended()
+        observe(
+            Caveat(
+                code="server-died",
+                message=said,
+                advice="Figures are of the requests that completed before. Read the server's last "
+                "lines, mend its config, and run again.",
+            )
+        )
+        runner.fail("the server died during the run")
+
+    task = None if died is None else asyncio.create_task(wait(died))
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
 
 
 @contextlib.contextmanager
@@ -197,6 +230,13 @@ def interrupts(handler: Callable[[], object]) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _remembers(engine: Engine, spec: SpecConfig) -> bool:
+    """The drafter learns across requests, of itself or by an option that shares its pool."""
+    nested = [value for value in spec.options.values() if isinstance(value, dict)]
+    shared = any(part.get(name) for part in (spec.options, *nested) for name in engine.pool_options)
+    return shared or engine.remembers(spec.method)
 
 
 def _reminder(remembers: bool, plan: Plan) -> tuple[Caveat, ...]:
@@ -259,21 +299,9 @@ def _without_paths(config: ServerConfig) -> ServerConfig:
         model=_without_folder(config.model),
         spec=spec,
         executable=tuple(Path(word).name for word in config.executable),
-        extra_args=_masked(config.extra_args),
+        extra_args=masked(config.extra_args),
         env={},
     )
-
-
-def _masked(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Arguments with the values of flags such as `--api-key` and `--hf-token` taken out."""
-    kept: list[str] = []
-    hide = False
-    for word in words:
-        flag, equals, _ = word.partition("=")
-        secret = _SECRET_FLAG.search(flag) is not None
-        kept.append("***" if hide else f"{flag}=***" if secret and equals else word)
-        hide = secret and not equals and not hide
-    return tuple(kept)
 
 
 def prompt_records(

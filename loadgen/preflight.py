@@ -13,6 +13,7 @@ import contextlib
 import json
 import re
 import resource
+import ssl
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +25,9 @@ import msgspec
 
 from loadgen.errors import ServerError, UserError, nearest
 from loadgen.runner import Tokenize
-from loadgen.scrape import Scraper, parse_page
+from loadgen.scrape import Scraper
 from loadgen.tokens import local_tokenizer
-from loadgen.transport import Transport, bounded, environment_proxy, refusal
+from loadgen.transport import Transport, bounded, environment_proxy, hide, refusal, secrets_of
 from loadgen.types import (
     U32,
     Caveat,
@@ -35,6 +36,7 @@ from loadgen.types import (
     Engine,
     Honours,
     Message,
+    Observer,
     Prompt,
     Refused,
     Request,
@@ -56,7 +58,10 @@ SPARE_DESCRIPTORS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A server ready to be measured. `headers` are secret: they never enter a record."""
+    """A server ready to be measured. `headers` are secret: they never enter a record.
+
+    `tls` is what verifies it (transport.tls_context).
+    """
 
     base_url: str
     engine: Engine
@@ -64,7 +69,19 @@ class Target:
     info: ServerInfo
     metrics_url: str | None
     headers: Mapping[str, str]
+    tls: ssl.SSLContext | bool = True
     caveats: tuple[Caveat, ...] = ()
+
+    def scraper(self, observe: Observer, zero: float) -> Scraper:
+        """A Scraper of its metrics page."""
+        return Scraper(
+            self.metrics_url,
+            self.engine,
+            observe,
+            zero=zero,
+            headers=dict(self.headers),
+            tls=self.tls,
+        )
 
     def transport(self, **options: Any) -> Transport:
         """A Transport to this server."""
@@ -73,6 +90,7 @@ class Target:
             self.wire,
             headers=dict(self.headers),
             fresh_connections=not self.engine.keeps_alive,
+            tls=self.tls,
             **options,
         )
 
@@ -101,6 +119,7 @@ async def identify(
     api: Literal["completions", "chat"] = "completions",
     metrics_url: str | None = None,
     headers: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | bool = True,
     config: ServerConfig | None = None,
     gpus: int | None = None,
 ) -> Target:
@@ -114,30 +133,40 @@ async def identify(
             f"{without_secrets(root)} was given with a password in the URL and with an API key. "
             "Expected one of them: take one away (the key may come from $OPENAI_API_KEY)."
         )
-    async with _session(root, headers) as session:
+    async with _session(root, headers, tls) as session:
         models = await _models(session, root)
         found = _engine(engines, engine, models)
         card = _model(models, model)
-        metrics = metrics_url or (root + found.metrics_path if found.metrics_path else None)
-        page = await Scraper(
-            metrics, found, lambda _: None, zero=0.0, headers=dict(headers or {})
-        ).page()
+        metrics, samples = await _metrics(root, found, metrics_url, dict(headers or {}), tls)
         pages = {path: await _page(session, root + path) for path in found.describe_paths}
-    samples = parse_page(page) if page is not None else {}
-    facts = found.describe(pages, samples)
+    facts = found.describe(pages, samples or {})
     info = _info(without_secrets(root), found, card, facts, config)
     info = msgspec.structs.replace(
-        info, api=api, gpus=gpus or info.gpus, honours=Honours(metrics_page=page is not None)
+        info, api=api, gpus=gpus or info.gpus, honours=Honours(metrics_page=samples is not None)
     )
     return Target(
         base_url=root,
         engine=found,
         wire=found.wires[api],
         info=info,
-        metrics_url=metrics if page is not None else None,
+        metrics_url=metrics if samples is not None else None,
         headers=headers or {},
-        caveats=_page_caveat(metrics, page),
+        tls=tls,
+        caveats=_page_caveat(metrics) if samples is None else (),
     )
+
+
+async def _metrics(
+    root: str, engine: Engine, url: str | None, headers: dict[str, str], tls: ssl.SSLContext | bool
+) -> tuple[str | None, dict[str, float] | None]:
+    """The metrics page that is there, with its series; the first where it should be, and None."""
+    paths = (engine.metrics_path, engine.drained_path)
+    places = [url] if url is not None else [root + path for path in paths if path]
+    for place in places:
+        scraper = Scraper(place, engine, lambda _: None, zero=0.0, headers=headers, tls=tls)
+        if (samples := await scraper.samples()) is not None:
+            return place, samples
+    return (places[0] if places else None), None
 
 
 def _info(
@@ -166,8 +195,8 @@ def _info(
     )
 
 
-def _page_caveat(metrics: str | None, page: str | None) -> tuple[Caveat, ...]:
-    if metrics is None or page is not None:
+def _page_caveat(metrics: str | None) -> tuple[Caveat, ...]:
+    if metrics is None:
         return ()
     return (
         Caveat(
@@ -179,11 +208,13 @@ def _page_caveat(metrics: str | None, page: str | None) -> tuple[Caveat, ...]:
     )
 
 
-def _session(root: str, headers: Mapping[str, str] | None) -> aiohttp.ClientSession:
+def _session(
+    root: str, headers: Mapping[str, str] | None, tls: ssl.SSLContext | bool
+) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         headers=dict(headers or {}),
         timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S),
-        connector=aiohttp.TCPConnector(force_close=True),
+        connector=aiohttp.TCPConnector(force_close=True, ssl=tls),
         proxy=environment_proxy(root),
     )
 
@@ -210,15 +241,21 @@ async def _models(session: aiohttp.ClientSession, root: str) -> tuple[_Card, ...
     try:
         async with session.get(root + "/v1/models") as response:
             status, body = response.status, await bounded(response, PAGE_BYTES)
-    except (aiohttp.ClientError, OSError, TimeoutError) as fault:
-        said = str(fault) or type(fault).__name__
+    except aiohttp.ClientSSLError as fault:
+        raise UserError(
+            f"{where} does not pass for whom it claims to be: {str(fault)[:200]}. Give its "
+            "authority with --ca-file, and --client-cert if it asks who you are."
+        ) from None
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as fault:
+        said = hide(str(fault) or type(fault).__name__, secrets_of(root, session.headers))
         raise UserError(
             f"no server answers at {where}: {said[:200]}. Expected an OpenAI-compatible server; "
             "check host and port, and that the server has finished starting."
         ) from None
     if status == 503:
         raise UserError(
-            f"the server at {where} is still loading (HTTP 503: {refusal(body)[:120]}). "
+            f"the server at {where} is still loading (HTTP 503: "
+            f"{hide(refusal(body), secrets_of(root, session.headers))[:120]}). "
             "Wait until it is ready and try again."
         )
     if status in (401, 403):
@@ -326,15 +363,14 @@ _Post = Callable[[str, dict[str, Any]], Any]
 
 def _asker(target: Target, dialect: Callable[..., Any]) -> Tokenize:
     async def tokenize(messages: tuple[Message, ...]) -> U32:
-        async with _session(target.base_url, target.headers) as session:
+        async with _session(target.base_url, target.headers, target.tls) as session:
 
             async def post(path: str, body: dict[str, Any]) -> Any:
                 async with session.post(target.base_url + path, json=body) as response:
                     data = await bounded(response, PAGE_BYTES)
                     if response.status != 200:
-                        raise ServerError(
-                            f"{path} answered HTTP {response.status}: {refusal(data)}"
-                        )
+                        said = hide(refusal(data), secrets_of(target.base_url, target.headers))
+                        raise ServerError(f"{path} answered HTTP {response.status}: {said}")
                     return json.loads(data)
 
             try:

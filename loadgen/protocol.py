@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -111,6 +111,19 @@ def _payload(block: bytes) -> bytes | None:
 # ── the OpenAI wire ──────────────────────────────────────────────────────────────────────────────
 
 
+# A count below zero, or one that no array of ours holds, is a malformed event, never a figure.
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+_Ids = tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)], ...]
+
+
+class _RequestFigures(msgspec.Struct, gc=False):
+    num_spec_steps: _Count | None = None
+    total_accepted_draft_tokens: _Count | None = None
+    total_draft_tokens: _Count | None = None
+    num_spec_tokens: _Count | None = None
+    acceptance_histogram: tuple[_Count, ...] | None = None
+
+
 class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
@@ -121,33 +134,35 @@ class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
-    token_ids: tuple[int, ...] | None = None
+    token_ids: _Ids | None = None
+    avg_decoded_tokens_per_iter: float | None = None
+    speculative_decoding: _RequestFigures | None = None
 
 
 class _Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
     prompt_tokens_details: _Details | None = None
 
 
 class _Timings(msgspec.Struct, gc=False):
-    predicted_n: int
+    predicted_n: _Count
     predicted_ms: float
-    draft_n: int | None = None
-    draft_n_accepted: int | None = None
+    draft_n: _Count | None = None
+    draft_n_accepted: _Count | None = None
 
 
 class _Speculative(msgspec.Struct, gc=False):
-    num_spec_steps: int
-    num_accepted_draft_tokens: int
-    num_draft_tokens: int
-    num_spec_tokens: int | None = None
-    acceptance_histogram: tuple[int, ...] | None = None
-    per_step_drafted: tuple[int, ...] | None = None
+    num_spec_steps: _Count
+    num_accepted_draft_tokens: _Count
+    num_draft_tokens: _Count
+    num_spec_tokens: _Count | None = None
+    acceptance_histogram: tuple[_Count, ...] | None = None
+    per_step_drafted: tuple[_Count, ...] | None = None
 
 
 class _Metrics(msgspec.Struct, gc=False):
@@ -169,15 +184,17 @@ def decode_openai(payload: bytes) -> Chunk:
     """One event of `/v1/completions` or `/v1/chat/completions`; ValueError when malformed.
 
     Reads the extensions that name tokens and speculation where a server sends them: `token_ids`
-    and `metrics.speculative_decoding` (vLLM 0.32), `timings` (llama.cpp b11434).
+    and `metrics.speculative_decoding` (vLLM 0.32), `timings` (llama.cpp b11434), and in a choice
+    `avg_decoded_tokens_per_iter` (TensorRT-LLM 1.4) and `speculative_decoding` (its #19311, open).
     """
     try:
         event = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ValueError(f"malformed event: {fault}") from None
     choice = event.choices[0] if event.choices else None
-    text, ids, finish = "", None, None
+    text, ids, finish, rate, own = "", None, None, None, None
     if choice is not None:
+        rate, own = choice.avg_decoded_tokens_per_iter, choice.speculative_decoding
         ids, finish = choice.token_ids, choice.finish_reason
         if choice.text is not None:
             text = choice.text
@@ -209,7 +226,10 @@ def decode_openai(payload: bytes) -> Chunk:
         ),
         spec=_vllm_figures(metrics.speculative_decoding)
         if metrics is not None and metrics.speculative_decoding is not None
-        else None,
+        else None
+        if own is None
+        else _trtllm_figures(own),
+        tokens_per_pass=rate,
         finish_reason=finish,
         error=None if event.error is None else _error_text(event.error),
     )
@@ -229,6 +249,19 @@ def _vllm_figures(figures: _Speculative) -> SpecCounters:
         drafted_by_position=None
         if drafted is None
         else tuple(sum(n > j for n in drafted) for j in range(max(drafted, default=0))),
+    )
+
+
+def _trtllm_figures(figures: _RequestFigures) -> SpecCounters:
+    """Named as in TensorRT-LLM #19311; its steps are taken for steps that had a draft."""
+    histogram = figures.acceptance_histogram
+    return SpecCounters(
+        drafts=figures.num_spec_steps,
+        draft_tokens=figures.total_draft_tokens,
+        draft_depth=figures.num_spec_tokens,
+        accepted_tokens=figures.total_accepted_draft_tokens,
+        accepted_histogram=histogram,
+        accepted_by_position=None if histogram is None else survivors(histogram),
     )
 
 
@@ -364,6 +397,7 @@ class Tally:
         "_chunks",
         "_decode",
         "_ids",
+        "_rate",
         "_source",
         "_spec",
         "_sse",
@@ -391,6 +425,7 @@ class Tally:
         self._ids: U32 = array("I")
         self._text: list[str] = []
         self._usage: int | None = None
+        self._rate: float | None = None
         self._spec: SpecCounters | None = None
         self._steps: _Steps | None = None
         self.tokens = 0
@@ -444,6 +479,8 @@ class Tally:
             self.finished = stamp
         if chunk.spec is not None:
             self._spec = chunk.spec
+        if chunk.tokens_per_pass is not None:
+            self._rate = chunk.tokens_per_pass
         usage = chunk.usage
         if usage is not None:
             if usage.completion_tokens is not None:
@@ -548,9 +585,20 @@ class Tally:
         return "".join(self._text)
 
     def _figures(self) -> SpecCounters | None:
-        if self._spec is not None:
+        if self._spec is None and self._steps is not None:
+            return self._steps.counters()
+        steps = self._told_steps()
+        if steps is None:
             return self._spec
-        return self._steps.counters() if self._steps is not None else None
+        return msgspec.structs.replace(self._spec or SpecCounters(), steps=steps)
+
+    def _told_steps(self) -> int | None:
+        """Decode steps from tokens per target pass, of which the prefill's is the first."""
+        tokens = self.tokens or self._usage or 0
+        if self._rate is None or not 0 < self._rate <= tokens:
+            return None
+        passes = round(tokens / self._rate)
+        return passes - 1 if passes <= tokens else None
 
 
 def gaps_us(stamps: array[float], sent: float) -> U32:

@@ -20,12 +20,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
+from loadgen.errors import ServerError
+from loadgen.protocol import Tally
 from loadgen.scrape import Scraper
 from loadgen.tokens import next_turn
 from loadgen.transport import Transport
 from loadgen.types import (
     U32,
+    Broke,
     Caveat,
     ClientSample,
     Completed,
@@ -37,6 +41,7 @@ from loadgen.types import (
     Plan,
     Record,
     Request,
+    RequestRecord,
     Sampling,
 )
 
@@ -49,6 +54,8 @@ RAMP_S = 0.001
 """The first wave leaves one stream a millisecond: set-up costs 0.4 ms each, and a burst of 512 is
 itself a TTFT tail of 0.2 s (measured with aiohttp 3.14)."""
 
+UNREACHED_PAUSE_S = 1.0
+BREAK_S = 1.0
 SAMPLE_S = 0.5
 LAG_PROBE_S = 0.05
 YOUNG_COLLECTION_S = 10.0
@@ -58,7 +65,7 @@ class Runner:
     """Runs a plan's phases on one server.
 
     `interrupt()` is for Ctrl-C: the first lets what is in flight end (`grace_s` at most), the
-    second ends it now. `run` returns the reason for RunEnd.
+    second ends it now. `fail(why)` is for a server that is gone. `run` returns RunEnd's reason.
     """
 
     def __init__(
@@ -79,42 +86,67 @@ class Runner:
         self._sampling = sampling
         self._tokenize = tokenize
         self._grace_s = grace_s
-        self._interrupted = False
-        self._closed = False
+        self._reason = "completed"
+        self._closed = asyncio.Event()
         self._current: _PhaseRun | None = None
+        self._border: asyncio.Task[None] | None = None
 
     async def run(self, plan: Plan) -> str:
-        """All phases in order; "completed", or "interrupted" after Ctrl-C."""
+        """All phases in order; "completed", "interrupted" after Ctrl-C, or "failed: …"."""
         for phase in plan.phases:
-            if self._interrupted:
+            if self._reason != "completed":
                 break
             await self._phase(phase)
-        return "interrupted" if self._interrupted else "completed"
+        return self._reason
 
     def interrupt(self) -> None:
         """Nothing new is sent; called again, nothing more is waited for."""
-        if self._interrupted:
-            self._transport.abort()
-        self._interrupted = True
+        if self._reason != "completed":
+            self._end_now()
+        else:
+            self._reason = "interrupted"
         self._close()
+
+    def fail(self, why: str) -> None:
+        """Nothing new is sent, and little waited for: what is in flight breaks by itself, as the
+        server's failure and not ours."""
+        self._reason = f"failed: {why}"
+        self._close()
+        asyncio.get_running_loop().call_later(BREAK_S, self._end_now)
+
+    def _end_now(self) -> None:
+        self._transport.abort()
+        if self._border is not None:
+            self._border.cancel()
 
     def _close(self) -> None:
         """Send nothing new in this phase; end what is still in flight after the grace."""
-        if not self._closed:
-            self._closed = True
+        if not self._closed.is_set():
+            self._closed.set()
             asyncio.get_running_loop().call_later(self._grace_s, self._abort_phase, self._current)
 
     def _abort_phase(self, phase: _PhaseRun | None) -> None:
         if phase is not None and phase is self._current:
             self._transport.abort()
 
+    async def _at_border(self, phase: str, edge: Literal["start", "end"]) -> None:
+        """The scraper's border, which a second Ctrl-C does not wait for."""
+        self._border = asyncio.create_task(self._scraper.border(phase, edge))
+        try:
+            await asyncio.wait({self._border})
+            if not self._border.cancelled():
+                self._border.result()
+        finally:
+            self._border.cancel()
+            self._border = None
+
     async def _phase(self, phase: Phase) -> None:
         now, zero = perf_counter, self._transport.zero
-        self._closed = False
+        self._closed.clear()
         self._transport.resume()
         self._current = run = _PhaseRun(phase, self._ready)
         if phase.measured:
-            await self._scraper.border(phase.name, "start")
+            await self._at_border(phase.name, "start")
         run.fill()
         with _quiet_collector():
             started = now()
@@ -141,7 +173,7 @@ class Runner:
             ended = now()
         self._current = None
         if phase.measured:
-            await self._scraper.border(phase.name, "end")
+            await self._at_border(phase.name, "end")
         self._observe(
             PhaseRecord(
                 name=phase.name,
@@ -156,29 +188,53 @@ class Runner:
             )
         )
 
+    def _never_sent(
+        self, phase: Phase, dialogue: Dialogue, turn: int, fault: ServerError
+    ) -> RequestRecord:
+        """The record of a turn whose tokens the server's tokenizer did not give."""
+        now = perf_counter()
+        request, _ = self._ready(phase, dialogue, turn, (), None)
+        outcome = Broke(reason="tokenizer", message=str(fault)[:500])
+        tally = Tally(self._transport.wire.decode)
+        return tally.record(request, outcome, zero=self._transport.zero, sent=now, ended=now)
+
     async def _worker(self, run: _PhaseRun, delay_s: float) -> None:
         if delay_s:
             await asyncio.sleep(delay_s)
-        while not self._closed and (item := run.take()) is not None:
+        while not self._closed.is_set() and (item := run.take()) is not None:
             request, body = item
             run.busy += 1
             try:
-                await self._dialogue(run, request, body)
+                reached = await self._dialogue(run, request, body)
             finally:
                 run.busy -= 1
+            if not reached:
+                await self._pause()
 
-    async def _dialogue(self, run: _PhaseRun, request: Request, body: bytes) -> None:
+    async def _pause(self) -> None:
+        """A server that restarts must not cost the whole plan: a worker waits, or until closed."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), UNREACHED_PAUSE_S)
+
+    async def _dialogue(self, run: _PhaseRun, request: Request, body: bytes) -> bool:
+        """All its turns, one after the other. False: its first turn found no server."""
         dialogue, history = request.dialogue, request.dialogue.prompt.messages
         later = dialogue.prompt.later_turns if run.phase.measured else ()
         for said in (*later, None):
             run.dispatched(perf_counter())
             record, answer = await self._transport.stream(request, body)
             self._observe(record)
-            if said is None or self._closed or not isinstance(record.outcome, Completed):
-                return
+            outcome = record.outcome
+            if said is None or self._closed.is_set() or not isinstance(outcome, Completed):
+                return not (isinstance(outcome, Broke) and outcome.reason == "connect")
             history = next_turn(history, answer, said)
-            ids = await self._tokenize(history) if self._tokenize is not None else None
+            try:
+                ids = await self._tokenize(history) if self._tokenize is not None else None
+            except ServerError as fault:
+                self._observe(self._never_sent(run.phase, dialogue, request.turn + 1, fault))
+                break
             request, body = self._ready(run.phase, dialogue, request.turn + 1, history, ids)
+        return True
 
     def _ready(
         self,

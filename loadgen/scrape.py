@@ -2,20 +2,23 @@
 
 A scrape has a session of its own and never delays a request: pages are cut to the families that
 matter before they are parsed (one pass of a regular expression, about 1 ms for vLLM's 55 KB, where
-the prometheus_client parser takes 20). Must not: know what a family means: that is Engine's.
+the prometheus_client parser takes 20). Of a page that every read drains (Engine.drain) the running
+sums stand in for the page, so that Snapshots stay cumulative, and no read is given up half way.
+Must not: know what a family means: that is Engine's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from time import perf_counter
 from typing import Literal
 
 import aiohttp
 
-from loadgen.transport import bounded, environment_proxy
-from loadgen.types import Caveat, Engine, Observer, Snapshot
+from loadgen.transport import bounded, environment_proxy, hide, secrets_of
+from loadgen.types import LOST, Caveat, Engine, Observer, Snapshot
 
 MAX_PAGE_BYTES = 8 << 20
 SETTLE_POLL_S = 0.1
@@ -62,32 +65,64 @@ class Scraper:
         zero: float,
         headers: dict[str, str] | None = None,
         timeout_s: float = 5.0,
+        tls: ssl.SSLContext | bool = True,
     ) -> None:
         self.url = url
         self._told = False
+        self._reading: asyncio.Future[str | None] | None = None
+        self._sums: dict[str, float] | None = None  # of a page that a read drains
         self._engine = engine
         self._observe = observe
         self._zero = zero
         self._headers = headers or {}
+        self._tls = tls
         self._proxy = None if url is None else environment_proxy(url)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
-    async def page(self) -> str | None:
-        """The page's text, or None."""
+    async def samples(self, prefixes: tuple[str, ...] = ()) -> dict[str, float] | None:
+        """The page's series, or None; of a drained page the sums over all that was read of it.
+
+        Who comes while a read is under way shares it; who leaves does not end it: what it drains
+        would be lost.
+        """
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.ensure_future(self._read())
+        page = await asyncio.shield(self._reading)
+        if page is None:
+            return None
+        if self._sums is None:
+            return parse_page(page, prefixes)
+        return {k: v for k, v in self._sums.items() if k.startswith(prefixes or "")}
+
+    async def _read(self) -> str | None:
+        """The page's text, or None. A drained page is added to the sums; a read that failed may
+        have drained it, so it is a loss."""
         if self.url is None:
             return None
-        why = ""
         try:
             async with (
-                aiohttp.ClientSession(timeout=self._timeout, proxy=self._proxy) as session,
+                aiohttp.ClientSession(
+                    timeout=self._timeout,
+                    proxy=self._proxy,
+                    connector=aiohttp.TCPConnector(ssl=self._tls),
+                ) as session,
                 session.get(self.url, headers=self._headers) as response,
             ):
-                body = await bounded(response, MAX_PAGE_BYTES)
-                if response.status == 200:
-                    return body.decode("utf-8", "replace")
-                why = f"the metrics page answered HTTP {response.status}"
+                body = await bounded(response, MAX_PAGE_BYTES + 1)
+                page = body.decode("utf-8", "replace")
+                drains = self._engine.drain is not None and page.lstrip().startswith("[")
+                why = _unusable(response, body, drains)
+                if not why:
+                    if self._engine.drain is not None and drains:
+                        self._sums = self._engine.drain(page, self._sums or {})
+                    return page
+        except ValueError as fault:
+            why = f"the metrics page was not what it should be: {fault}"
         except (aiohttp.ClientError, OSError, TimeoutError) as fault:
             why = f"the metrics page failed: {type(fault).__name__} {fault}".strip()
+        if self._sums is not None:
+            self._sums[LOST] = self._sums.get(LOST, 0.0) + 1
+        why = hide(why, secrets_of(self.url, self._headers))
         if not self._told:
             self._told = True
             self._observe(
@@ -105,14 +140,16 @@ class Scraper:
     ) -> None:
         """A snapshot of an idle server whose counters have come to rest, waited for up to a bound.
 
-        At rest: nothing running or waiting, and two scrapes in a row agree.
+        At rest: nothing running or waiting, and two scrapes in a row agree. Where gauges go stale
+        on an idle server (Engine.settle_s), only that they agree, so long apart.
         """
+        stale = self._engine.settle_s is not None
+        pause = SETTLE_POLL_S if self._engine.settle_s is None else self._engine.settle_s
         before: dict[str, float] | None = None
         deadline = perf_counter() + patience_s
-        while (page := await self.page()) is not None:
-            samples = parse_page(page)
+        while (samples := await self.samples()) is not None:
             load = self._engine.load(samples)
-            busy = bool(load.running or load.waiting)
+            busy = not stale and bool(load.running or load.waiting)
             settled = not busy and samples_agree(before, samples, self._engine)
             late = perf_counter() > deadline
             if settled or late:
@@ -122,18 +159,32 @@ class Scraper:
                 )
                 return
             before = samples
-            await asyncio.sleep(SETTLE_POLL_S)
+            await asyncio.sleep(pause)
 
     async def ticks(self, phase: str, every_s: float = 1.0) -> None:
         """Snapshots of `tick_prefixes` until cancelled."""
         prefixes = self._engine.tick_prefixes
         while self.url is not None and prefixes:
             await asyncio.sleep(every_s)
-            page = await self.page()
-            if page is not None:
+            samples = await self.samples(prefixes)
+            if samples is not None:
                 at_s = perf_counter() - self._zero
-                samples = parse_page(page, prefixes)
                 self._observe(Snapshot(at_s=at_s, phase=phase, edge="tick", samples=samples))
+
+
+def _unusable(response: aiohttp.ClientResponse, body: bytes, is_json: bool) -> str:
+    """Why this answer is no metrics page; "" where it is one.
+
+    A page ends with a line end (text format 0.0.4): without one a value may be cut in half.
+    """
+    if response.status != 200:
+        return f"the metrics page answered HTTP {response.status}"
+    if len(body) > MAX_PAGE_BYTES:
+        return f"the metrics page is over {MAX_PAGE_BYTES >> 20} MiB"
+    if response.content_type == "text/html":
+        return "the metrics page is HTML, no metrics"
+    whole = not body or is_json or body.endswith(b"\n")
+    return "" if whole else "the metrics page is cut short"
 
 
 def samples_agree(before: dict[str, float] | None, now: dict[str, float], engine: Engine) -> bool:

@@ -41,22 +41,26 @@ _KNOWN = frozenset({"run", "prompt", "phase", "request", "snapshot", "client", "
 
 
 class Store:
-    """An open run file. Creating it fails rather than touch a file that exists.
+    """An open run file, RunInfo first. It fails rather than touch a file that exists.
 
-    UserError: the folder cannot be made or written. ServerError: a write failed (disk full).
+    UserError: the folder cannot be made or written, or is full: then no file is left. ServerError:
+    a later write failed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, info: RunInfo) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._fd = os.open(path, flags, 0o644)
         except OSError as fault:
-            raise UserError(
-                f"cannot write the run file {path}: {fault.strerror}. "
-                "Give a folder that can be written with --out DIR."
-            ) from None
+            raise UserError(_unwritable(path, fault.strerror)) from None
+        try:
+            self.append(info)
+        except ServerError:
+            os.close(self._fd)
+            path.unlink(missing_ok=True)
+            raise UserError(_unwritable(path, "the disk is full, or fails")) from None
 
     def append(self, record: Record) -> None:
         """One record, one line, one write."""
@@ -75,6 +79,11 @@ class Store:
         """Flush to the disk and close."""
         os.fsync(self._fd)
         os.close(self._fd)
+
+
+def _unwritable(path: Path, why: str | None) -> str:
+    advice = "Give a folder that can be written with --out DIR."
+    return f"cannot write the run file {path}: {why}. {advice}"
 
 
 def run_path(out: Path, started_at: str, scenario: str, cell: str | None = None) -> Path:

@@ -7,8 +7,9 @@ mapping is mended by reading the file again. Must not: talk to a server, know a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from itertools import zip_longest
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, zip_longest
 
 from loadgen.acceptance import State, acceptance, chunks_disproved, steps_of
 from loadgen.checks import check_phase
@@ -26,6 +27,7 @@ from loadgen.metrics import (
     throughput,
 )
 from loadgen.types import (
+    LOST,
     Acceptance,
     CategorySummary,
     Caveat,
@@ -45,6 +47,8 @@ from loadgen.types import (
     Summary,
 )
 
+_STARTED = "process_start_time_seconds"
+_IDENTITY = re.compile(r'[{,](model_name|engine|dp_rank|tp_rank|pp_rank)="([^"]*)"')
 _COUNTED = ("drafts", "draft_tokens", "accepted_tokens", "generated_tokens", "requests", "steps")
 
 
@@ -123,6 +127,14 @@ def counter_growth(
     end = next((s for s in reversed(snapshots) if s.edge == "end"), None)
     if start is None or end is None:
         return None, "the metrics page was not read at both ends of the phase"
+    if why := _not_the_same(start.samples, end.samples):
+        return None, why
+    lost = end.samples.get(LOST, 0) - start.samples.get(LOST, 0)
+    if lost:
+        return None, (
+            f"{lost:g} rows or reads of the server's statistics never reached us: another reader "
+            "took them, or its buffer ran over"
+        )
     before, after = engine.counters(start.samples), engine.counters(end.samples)
     growth: dict[str, int | None] = {}
     for name in _COUNTED:
@@ -130,10 +142,14 @@ def counter_growth(
         if now is not None and now < then:
             return None, f"the server's counter of {name} went back from {then} to {now}"
         growth[name] = None if now is None else now - then
-    positions = after.accepted_by_position
-    if positions is not None:
-        old = before.accepted_by_position or ()
-        positions = tuple(now - then for now, then in zip_longest(positions, old, fillvalue=0))
+    seen = [engine.counters(s.samples).generated_tokens or 0 for s in (start, *snapshots, end)]
+    for then, now in pairwise(n for n in seen if n):
+        if now < then:
+            return None, f"the server's counter of generated tokens went back from {then} to {now}"
+    accepted = _grown(after.accepted_by_position, before.accepted_by_position)
+    drafted = _grown(after.drafted_by_position, before.drafted_by_position)
+    if any(n < 0 for n in (*(accepted or ()), *(drafted or ()))):
+        return None, "a counter by draft position went back"
     return SpecCounters(
         drafts=growth["drafts"],
         draft_tokens=growth["draft_tokens"],
@@ -141,8 +157,45 @@ def counter_growth(
         generated_tokens=growth["generated_tokens"],
         requests=growth["requests"],
         steps=growth["steps"],
-        accepted_by_position=positions,
+        accepted_by_position=accepted,
+        drafted_by_position=drafted,
     ), ""
+
+
+def _not_the_same(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Why two pages are not those of one server and model; "" where nothing says so.
+
+    A series that comes up during a phase is usual; a new model or rank is not: its counters hold
+    what it did before.
+    """
+    if before.get(_STARTED, 0.0) != after.get(_STARTED, before.get(_STARTED, 0.0)):
+        return f"the server's counters went back to zero: its {_STARTED} changed"
+    then, now = _labels(before), _labels(after)
+    models = now.get("model_name", set())
+    if len(models) > 1:
+        return f"the metrics page has the counters of {len(models)} models: " + ", ".join(
+            sorted(models)[:4]
+        )
+    for label, values in then.items():
+        if changed := values ^ now.get(label, set()):
+            return f"the counters' label {label} changed in the phase: " + ", ".join(
+                sorted(changed)[:4]
+            )
+    return ""
+
+
+def _labels(samples: Mapping[str, float]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for series in samples:
+        for label, value in _IDENTITY.findall(series):
+            found.setdefault(label, set()).add(value)
+    return found
+
+
+def _grown(after: tuple[int, ...] | None, before: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if after is None:
+        return None
+    return tuple(now - then for now, then in zip_longest(after, before or (), fillvalue=0))
 
 
 def _phase(data: PhaseData) -> PhaseSummary:

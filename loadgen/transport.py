@@ -15,23 +15,33 @@ import functools
 import json
 import ssl
 import urllib.request
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from loadgen.errors import UserError
 from loadgen.protocol import Tally
 from loadgen.types import Broke, Cancelled, Outcome, Refused, Request, RequestRecord, TimedOut, Wire
+
+EVENT_STREAM = "text/event-stream"
 
 READ_BUFFER_BYTES = 1 << 26
 """aiohttp pauses a socket whose buffer is fuller than this: never, or the stamps would wait."""
 
 REFUSAL_BYTES = 2000
 """What is read of an HTTP error's body: its message stands at the front."""
+
+MAX_STREAM_BYTES = 256 << 20
+"""A stream longer than this is ended: one that never ends must not fill the memory."""
 
 
 class _Sending:
@@ -93,11 +103,12 @@ _FAULTS: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def broke(fault: BaseException) -> Broke:
+def broke(fault: BaseException, secrets: Sequence[str] = ()) -> Broke:
     """The one place where a foreign exception becomes an outcome."""
     for kind, reason in _FAULTS:
         if isinstance(fault, kind):
-            return Broke(reason=reason, message=f"{type(fault).__name__}: {fault}"[:500])
+            said = hide(f"{type(fault).__name__}: {fault}", secrets)
+            return Broke(reason=reason, message=said[:500])
     raise fault
 
 
@@ -137,10 +148,11 @@ class Transport:
         self.live = Live()
         self._headers = {
             "Content-Type": "application/json",
-            "Accept": "text/event-stream",
+            "Accept": EVENT_STREAM,
             "Accept-Encoding": "identity",
             **(headers or {}),
         }
+        self._secrets = secrets_of(base_url, headers or {})
         self._fresh_connections = fresh_connections
         self._tls = tls
         self._aborting = False
@@ -218,7 +230,7 @@ class Transport:
         except TimeoutError:
             outcome = Cancelled() if self._aborting else TimedOut(after_s=self.timeout_s)
         except (aiohttp.ClientError, OSError, RuntimeError, ValueError) as fault:
-            outcome = broke(fault)
+            outcome = broke(fault, self._secrets)
         finally:
             self._scopes.discard(scope)
             live.in_flight -= 1
@@ -245,19 +257,97 @@ class Transport:
                 self.url, data=body, headers=self._headers, allow_redirects=False
             ) as response:
                 if response.status != 200:
-                    text = await bounded(response, REFUSAL_BYTES)
-                    return Refused(status=response.status, message=refusal(text))
+                    return await self._refused(response)
                 # Not response.connection: an answer that came whole has let go of it already.
                 protocol, content = sending.protocol, response.content
+                left = MAX_STREAM_BYTES
                 while data := await content.readany():
+                    left -= len(data)
+                    if left < 0:
+                        raise ValueError(f"a stream of more than {MAX_STREAM_BYTES >> 20} MiB")
                     before = tally.tokens, tally.chunks
                     feed(getattr(protocol, "stamp", None) or perf_counter(), data)
                     live.tokens += tally.tokens - before[0]
                     live.chunks += tally.chunks - before[1]
                 tally.close(perf_counter())
-                return tally.outcome()
+                return self._ended(tally, response.content_type)
         finally:
             _sending.reset(token)
+
+    def _ended(self, tally: Tally, content_type: str) -> Outcome:
+        """How a stream that the server ended came out."""
+        outcome = tally.outcome()
+        if not isinstance(outcome, Broke):
+            return outcome
+        if outcome.reason == "truncated" and not tally.chunks and content_type != EVENT_STREAM:
+            said = f"the answer is {content_type}, no {EVENT_STREAM}"
+            return Broke(reason="not_a_stream", message=said)
+        return Broke(reason=outcome.reason, message=hide(outcome.message, self._secrets))
+
+    async def _refused(self, response: aiohttp.ClientResponse) -> Refused:
+        said = refusal(await bounded(response, REFUSAL_BYTES))
+        if 300 <= response.status < 400:
+            # Followed, the answer would be another server's: somebody else would be measured.
+            place = urlsplit(response.headers.get("Location", ""))
+            where = f"{place.scheme}://{place.netloc.rpartition('@')[2]}" if place.netloc else ""
+            said = f"it redirects to {where}{place.path}"[:500]
+        return Refused(
+            status=response.status,
+            message=hide(said, self._secrets),
+            retry_after_s=retry_after(response.headers.get("Retry-After")),
+        )
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds of a Retry-After header (RFC 9110 §10.2.3: seconds or a date); None if unreadable."""
+    if header is None:
+        return None
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        if header.strip().isdecimal():
+            return float(header)
+        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
+    return None
+
+
+def secrets_of(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
+    """What must never be written down: passwords of the URL and its proxy, header values, keys."""
+    words = []
+    for place in (url, environment_proxy(url) or ""):
+        password = urlsplit(place).password or ""
+        words += [password, unquote(password)]
+    for value in headers.values():
+        words += [value, value.rpartition(" ")[2]]
+    return tuple(sorted({w for w in words if len(w) > 3}, key=len, reverse=True))
+
+
+def hide(text: str, secrets: Sequence[str]) -> str:
+    """The text with every secret masked: servers echo keys, exceptions echo URLs."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def tls_context(ca_file: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext | bool:
+    """What verifies the server, and who we are. True: the system's authorities, no certificate.
+
+    UserError: a file that cannot be read or is not PEM, or a key without its certificate.
+    """
+    if key is not None and cert is None:
+        raise UserError("--client-key was given without --client-cert. Expected both, or neither.")
+    if ca_file is None and cert is None:
+        return True
+    try:
+        # With a file of our own only its authorities count: a pinned company CA.
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+        if cert is not None:
+            context.load_cert_chain(cert, key, password=lambda: "")  # "": never ask the terminal
+    except (OSError, ValueError) as fault:  # ssl.SSLError is an OSError
+        files = ", ".join(str(f) for f in (ca_file, cert, key) if f is not None)
+        raise UserError(
+            f"cannot use the TLS files {files}: {fault}. Expected PEM: authorities in --ca-file, a "
+            "certificate in --client-cert with its unencrypted key there or in --client-key."
+        ) from None
+    return context
 
 
 def environment_proxy(url: str) -> str | None:

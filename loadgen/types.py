@@ -211,7 +211,7 @@ class Chunk(Noun, frozen=True, kw_only=True):
     """One decoded event of a stream.
 
     `choice` False: an event without choices (usage only). `error` is what an `error` object inside
-    a 200 stream said.
+    a 200 stream said. `tokens_per_pass`: tokens so far ÷ target passes so far, prefill's included.
     """
 
     token_ids: tuple[int, ...] | None = None
@@ -220,6 +220,7 @@ class Chunk(Noun, frozen=True, kw_only=True):
     usage: Usage | None = None
     spec: SpecCounters | None = None
     timings: Timings | None = None
+    tokens_per_pass: float | None = None
     finish_reason: str | None = None
     error: str | None = None
 
@@ -241,14 +242,19 @@ class Completed(Noun, frozen=True, kw_only=True, tag="completed", tag_field="kin
 
 
 class Refused(Noun, frozen=True, kw_only=True, tag="refused", tag_field="kind"):
-    """An HTTP error status instead of a stream."""
+    """An HTTP error status instead of a stream. `retry_after_s` is the server's Retry-After."""
 
     status: int
     message: str
+    retry_after_s: float | None = None
 
 
 class Broke(Noun, frozen=True, kw_only=True, tag="broke", tag_field="kind"):
-    """Anything else that ended it: connect failure, reset, malformed event, error in the stream."""
+    """Anything else that ended it: connect failure, reset, malformed event, error in the stream.
+
+    `reason` is a word of transport's table, or server_error, empty, truncated, not_a_stream, or
+    tokenizer: a later turn that could not be made, and was never sent.
+    """
 
     reason: str
     message: str
@@ -387,6 +393,11 @@ class RunEnd(Noun, frozen=True, kw_only=True, tag="end", tag_field="type"):
 
 # ── servers ──────────────────────────────────────────────────────────────────────────────────────
 
+FILES = "{files}"
+"""In an engine's argv: the folder that holds what `Engine.files` gives."""
+LOST = "draftload:lost_rows"
+"""A series of a drained page: how many rows never reached us, so that sums over it are short."""
+
 
 class SpecConfig(Written, frozen=True, kw_only=True):
     """A speculative-decoding setting in draftload's words.
@@ -464,6 +475,12 @@ class Engine:
     closes after a stream without saying so. `owned_by`: what /v1/models says, for detection.
     `tick_prefixes`: families sampled during a phase. `describe` reads version, context, slots and
     speculation off the engine's own pages (path → JSON) given by preflight.
+    `drained_path`: a page that every GET empties, read only where `metrics_path` is not there;
+    drain(page, sums) gives the running sums with its rows added (ValueError: not such a page).
+    `settle_s`: where the queue's gauges stay at their last value on an idle server, counters that
+    agree over this many seconds are at rest, whatever the gauges say.
+    `pool_options`: options of [spec] that, when true, make a drafter learn across requests.
+    `files`: name → content of what `command` needs beside it, in the folder that FILES stands for.
     """
 
     name: str
@@ -472,6 +489,9 @@ class Engine:
     counters: Callable[[Mapping[str, float]], SpecCounters] = lambda samples: SpecCounters()
     load: Callable[[Mapping[str, float]], ServerLoad] = lambda samples: ServerLoad()
     metrics_path: str | None = None
+    drained_path: str | None = None
+    drain: Callable[[str, Mapping[str, float]], dict[str, float]] | None = None
+    settle_s: float | None = None
     tick_prefixes: tuple[str, ...] = ()
     describe_paths: tuple[str, ...] = ()
     describe: Callable[[Mapping[str, Any], Mapping[str, float]], ServerFacts] = (
@@ -481,8 +501,10 @@ class Engine:
     counts_eos: bool = True
     keeps_alive: bool = True
     remembers: Callable[[str], bool] = lambda method: False
+    pool_options: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     command: Callable[[ServerConfig, int], list[str]] | None = None
+    files: Callable[[ServerConfig], Mapping[str, str]] = lambda config: {}
     ready_path: str = "/health"
     stop_s: float = 10.0
     verified: str = "not verified on a live server"

@@ -1,4 +1,5 @@
 """What users write, read strictly: TOML files and JSONL rows → nouns, and [spec] against an engine.
+And what of it is secret.
 
 An unknown key, a wrong type or broken syntax is a UserError that names file, place, what was
 expected and the nearest name. Must not: know where files lie, default what a noun does not default.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -94,3 +96,38 @@ def known_options(spec: SpecConfig, known: frozenset[str], engine: str) -> dict[
             hint = nearest(key, sorted(known)) or f". Known: {', '.join(sorted(known))}."
             raise UserError(f"{engine}, method '{spec.method}': unknown option '{key}'{hint}")
     return dict(spec.options)
+
+
+# ── secrets in what users write ──────────────────────────────────────────────────────────────────
+
+_SECRET_FLAG = re.compile(r"^-.*(key|secret|password|token)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
+
+
+def is_secret(name: str) -> bool:
+    """An environment variable whose value must not be shown, by its name: HF_TOKEN, …_API_KEY."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def masked(words: Sequence[str], secrets: list[str] | None = None) -> tuple[str, ...]:
+    """Arguments with the values of flags such as `--api-key` and `--hf-token` taken out.
+
+    The values are added to `secrets`, if it is given.
+    """
+    kept: list[str] = []
+    hide = False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        secret = _SECRET_FLAG.search(flag) is not None
+        kept.append("***" if hide else f"{flag}=***" if secret and equals else word)
+        if secrets is not None and (hide or (secret and equals)):
+            secrets.append(word if hide else value)
+        hide = secret and not equals and not hide
+    return tuple(kept)
+
+
+def secret_values(argv: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
+    """What of a command and its environment may be in no log and no error."""
+    found = [value for name, value in env.items() if is_secret(name)]
+    masked(argv, found)
+    return tuple(value for value in found if len(value) > 3)

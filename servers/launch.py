@@ -19,8 +19,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NoReturn
@@ -48,10 +48,18 @@ class Launched:
     log_tail() are its last lines (at most LOG_LINES), stdout and stderr as they came, cleaned.
     """
 
-    def __init__(self, url: str, pid: int, log: Log) -> None:
+    def __init__(self, name: str, url: str, pid: int, log: Log, process: Process) -> None:
         self.url = url
         self.pid = pid
+        self._name = name
         self._log = log
+        self._process = process
+
+    async def died(self) -> str:
+        """Waits until the server's process ends by itself: how it ended, and its last lines."""
+        code = await self._process.wait()
+        self._log.read()
+        return _died(self._name, code, tuple(self._log.lines), "while it was used")
 
     def log_tail(self) -> tuple[str, ...]:
         return tuple(self._log.lines)
@@ -80,9 +88,50 @@ async def launched(
     port = _port(config.port)
     url = f"http://127.0.0.1:{port}"
     argv = engine.command(config, port)
-    async with _running(argv, config, engine.stop_s, on_log) as (process, pid, log):
-        await _ready(url, engine, process, log, start_timeout_s)
-        yield Launched(url, pid, log)
+    with _beside(argv, engine.files(config)) as words:
+        async with _running(words, config, engine.stop_s, on_log) as (process, pid, log):
+            await _ready(url, engine, process, log, start_timeout_s)
+            yield Launched(engine.name, url, pid, log, process)
+
+
+@contextmanager
+def _beside(argv: Sequence[str], files: Mapping[str, str]) -> Iterator[list[str]]:
+    """argv with FILES made a temporary folder that holds `files` as long as the server runs."""
+    if not files:
+        yield list(argv)
+        return
+    import tempfile
+
+    from loadgen.types import FILES
+
+    with tempfile.TemporaryDirectory(prefix="draftload-") as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        yield [word.replace(FILES, folder) for word in argv]
+
+
+def shell(argv: Sequence[str], files: Mapping[str, str], config: ServerConfig) -> str:
+    """What a shell takes in place of `launched`: the files are written first, then the command.
+
+    A secret is not shown: its variable is taken from the user's own environment instead.
+    """
+    import shlex
+
+    from loadgen.types import FILES
+    from loadgen.written import is_secret, masked
+
+    lines = ["files=$(mktemp -d)"] if files else []
+    for name, text in files.items():
+        lines.append(f"cat > \"$files\"/{shlex.quote(name)} <<'END'\n{text}END")
+    words = [
+        f'{key}="${key}"' if is_secret(key) else f"{key}={shlex.quote(value)}"
+        for key, value in config.env.items()
+    ]
+    for word in masked(argv):
+        parts = word.split(FILES) if files else [word]
+        quoted = [shlex.quote(part) if part or len(parts) == 1 else "" for part in parts]
+        words.append('"$files"'.join(quoted))
+    return "\n".join([*lines, " ".join(words)])
 
 
 @asynccontextmanager
@@ -100,7 +149,9 @@ async def _running(
     ours.setblocking(False)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    log = Log(reader, on_log)
+    from loadgen.written import secret_values
+
+    log = Log(reader, on_log, secret_values(argv, os.environ | config.env))
 
     def drain() -> None:
         if log.read():
@@ -242,10 +293,19 @@ async def _ended(process: Process, pid: int, stop_s: float) -> None:
 
 
 class Log:
-    """The last LOG_LINES lines of a pipe; `on_line` gets each as it is complete."""
+    """The last LOG_LINES lines of a pipe; `on_line` gets each as it is complete.
 
-    def __init__(self, pipe: int = -1, on_line: Callable[[str], None] | None = None) -> None:
+    `secrets` are masked: servers print the arguments that they were started with.
+    """
+
+    def __init__(
+        self,
+        pipe: int = -1,
+        on_line: Callable[[str], None] | None = None,
+        secrets: Sequence[str] = (),
+    ) -> None:
         self._pipe = pipe
+        self._secrets = secrets
         self.lines: deque[str] = deque(maxlen=LOG_LINES)
         self._on_line = on_line
         self._rest = b""
@@ -273,6 +333,8 @@ class Log:
 
     def _add(self, raw: bytes) -> None:
         line = clean(raw[:MAX_LINE].decode("utf-8", "replace"))
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
         if line:
             self.lines.append(line)
             if self._on_line is not None:
@@ -291,7 +353,7 @@ def clean(line: str) -> str:
     return _ESCAPES.sub("", line).rstrip()
 
 
-def _died(name: str, code: int, lines: Sequence[str]) -> str:
+def _died(name: str, code: int, lines: Sequence[str], when: str = "before it was ready") -> str:
     how = (
         f"with code {code}"
         if 0 <= code <= 128
@@ -300,11 +362,11 @@ def _died(name: str, code: int, lines: Sequence[str]) -> str:
     cause = explain(lines)
     if not cause and code == 128 + signal.SIGKILL:
         cause = "It was killed: by the kernel for want of memory, most often."
-    if not cause and code == 0:
+    if not cause and code == 0 and "ready" in when:
         cause = (
             "It ended as if its work were done: see that the command starts a server that stays."
         )
-    return f"{name} ended {how} before it was ready. {cause}".rstrip() + _said(lines)
+    return f"{name} ended {how} {when}. {cause}".rstrip() + _said(lines)
 
 
 def _late(name: str, start_timeout_s: float, lines: Sequence[str]) -> str:
@@ -377,6 +439,7 @@ def supervise(stop_s: float, argv: Sequence[str]) -> int:
 
     Writes the server's pid to stdin, which is a socket; 127 and a line when it cannot be run.
     """
+    _adopt_orphans()
     try:
         server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
     except (OSError, ValueError) as fault:
@@ -404,7 +467,31 @@ def supervise(stop_s: float, argv: Sequence[str]) -> int:
     code = server.wait()
     ended.set()
     end(signal.SIGKILL)  # its children, should any have outlived it
+    _end_orphans()
     return code if code >= 0 else 128 - code
+
+
+def _adopt_orphans() -> None:
+    """Whoever the server leaves behind becomes our child, whatever its group (Linux alone).
+
+    MPI's ranks, TensorRT-LLM's under tensor parallelism, are children of a daemon in groups of
+    their own.
+    """
+    with suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+
+
+def _end_orphans() -> None:
+    """Until we have no child: each that is killed leaves us its own."""
+    with suppress(ChildProcessError):
+        while True:
+            for task in Path("/proc/self/task").glob("*/children"):
+                for pid in task.read_text().split():
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(int(pid), signal.SIGKILL)
+            os.waitpid(-1, 0)
 
 
 def _main() -> NoReturn:

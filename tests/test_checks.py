@@ -55,6 +55,18 @@ TRIPS: dict[str, PhaseData] = {
     "foreign-traffic": phase_data(CLEAN, counters=SpecCounters(generated_tokens=21)),
     "server-not-idle": phase_data(CLEAN, snapshots=(edge(False),)),
     "counters-went-back": phase_data(CLEAN, counters_missing="the counter went back from 9 to 1"),
+    "counters-not-usable": phase_data(
+        CLEAN, counters_missing="the label engine changed", snapshots=(edge(True),)
+    ),
+    "asked-to-wait": phase_data(
+        [
+            *CLEAN,
+            msgspec.structs.replace(
+                CLEAN[0], outcome=Refused(status=429, message="x", retry_after_s=3.0)
+            ),
+        ]
+    ),
+    "outputs-over-limit": changed(max_output_tokens=4),
     "prefix-cache": changed(cached_tokens=16, isl_tokens=32),
     "chunks-not-steps": phase_data([record([1, 9], [0, 1, 2], finish_reason="stop")] * 4),
     "token-counts-disagree": changed(usage_tokens=7),

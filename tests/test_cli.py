@@ -122,6 +122,21 @@ def test_nothing_secret_is_left_behind(truth: Truth, asked: Path, tmp_path: Path
     assert str(tmp_path) not in "".join(p.read_text() for p in (tmp_path / "runs").glob("*"))
 
 
+def test_a_printed_command_shows_no_secret_and_can_be_pasted(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(
+        'engine = "vllm"\nmodel = "m"\nextra_args = ["--api-key", "sk-argument"]\n'
+        'env = { HF_TOKEN = "hf-secret", HF_HOME = "/a b" }\n'
+    )
+    done = draftload("serve", str(path), "--print", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "secret" not in done.stdout
+    assert "sk-argument" not in done.stdout
+    assert done.stdout.startswith("HF_TOKEN=\"$HF_TOKEN\" HF_HOME='/a b' vllm serve m ")
+    assert "--api-key '***'" in done.stdout
+    assert "put it in" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -142,6 +157,8 @@ def test_nothing_secret_is_left_behind(truth: Truth, asked: Path, tmp_path: Path
         (["run", "--url", "x", "--header", "nocolon"], "not of the form"),
         (["run", "--url", "x", "--api-key-file", "none"], "cannot read the API key file"),
         (["run", "--server", "none.toml"], "cannot read none.toml"),
+        (["run", "--url", "x", "--ca-file", "none"], "cannot use the TLS files none"),
+        (["run", "--url", "x", "--client-key", "none"], "without --client-cert"),
         (["report", "none.jsonl"], "cannot read none.jsonl"),
         (["compare", "none.jsonl", "none.jsonl"], "cannot read none.jsonl"),
         (["serve", "none.toml"], "cannot read none.toml"),

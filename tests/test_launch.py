@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 import aiohttp
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,6 +115,26 @@ async def test_ready_on_entry_and_gone_on_exit() -> None:
     assert tuple(lines) == server.log_tail() == ("ready soon",)
 
 
+# Leaves a grandchild in a session of its own, as MPI's daemon does; prints its pid.
+GRANDCHILD = """
+    rank = "import os, signal, time; signal.signal(15, signal.SIG_IGN);"
+    rank += "print(os.getpid(), flush=True); time.sleep(600)"
+    daemon = "import subprocess, sys;"
+    daemon += f"subprocess.Popen([sys.executable, '-c', {rank!r}], start_new_session=True)"
+    child = subprocess.Popen([sys.executable, "-c", daemon], stdout=subprocess.PIPE)
+    print(int(child.stdout.readline()), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux alone")
+@pytest.mark.parametrize("manners", ["", IGNORES])
+async def test_a_grandchild_in_a_session_of_its_own_ends_too(manners: str) -> None:
+    async with launch.launched(serves(GRANDCHILD + "    " + manners), CONFIG) as server:
+        rank = int(server.log_tail()[0])
+        assert not gone(rank)
+    assert gone(rank)
+
+
 async def test_not_ready_while_it_loads() -> None:
     async with launch.launched(serves("LOADING = 3"), CONFIG) as server:
         assert int(await get(server.url)) == 5  # three times 503, once 200, then this one
@@ -133,6 +155,35 @@ async def test_given_port_and_environment() -> None:
     async with launch.launched(serves('print(os.environ["SAID"])'), config) as server:
         assert server.url == f"http://127.0.0.1:{port}"
         assert "by the config" in server.log_tail()
+
+
+async def test_no_log_line_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers print their arguments and their environment; ours and theirs are masked."""
+    monkeypatch.setenv("OUR_API_KEY", "sk-ours")
+    engine = program(
+        """
+        import os, sys
+        print(sys.argv, os.environ["HF_TOKEN"], os.environ["OUR_API_KEY"], flush=True)
+        sys.exit(1)
+        """
+    )
+    secret = ["--api-key", "sk-argument", "--x-token=sk-equals"]
+
+    def command(config: ServerConfig, port: int) -> list[str]:
+        assert engine.command is not None
+        return [*engine.command(config, port), *secret]
+
+    config = msgspec.structs.replace(CONFIG, env={"HF_TOKEN": "hf-environment"})
+    lines: list[str] = []
+    with pytest.raises(ServerError) as caught:
+        async with launch.launched(
+            dataclasses.replace(engine, command=command), config, on_log=lines.append
+        ):
+            pass
+    said = str(caught.value) + "".join(lines)
+    assert said.count("***") == 2 * 4
+    for word in ("sk-ours", "sk-argument", "sk-equals", "hf-environment"):
+        assert word not in said
 
 
 async def test_two_at_once() -> None:

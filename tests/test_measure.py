@@ -14,7 +14,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from loadgen.errors import UserError
-from loadgen.measure import Attach, Job, _masked, _without_folder, _without_paths, measure
+from loadgen.measure import Attach, Job, _without_folder, _without_paths, measure
 from loadgen.store import read
 from loadgen.summarize import summarize
 from loadgen.types import (
@@ -29,6 +29,7 @@ from loadgen.types import (
     SpecConfig,
     Summary,
 )
+from loadgen.written import masked
 from scenarios import prompts as sets
 from servers import openai as generic
 from servers import simulator
@@ -201,6 +202,6 @@ def test_a_launched_config_leaves_its_paths_and_secrets_behind() -> None:
     )  # fmt: skip
     assert _without_folder("/models/a.gguf") == "a.gguf"
     assert _without_folder("meta-llama/Llama-3.3-70B") == "meta-llama/Llama-3.3-70B"
-    assert _masked(("--tokenizer", "x", "--tokenizer-mode=slow")) == (
+    assert masked(("--tokenizer", "x", "--tokenizer-mode=slow")) == (
         "--tokenizer", "x", "--tokenizer-mode=slow",
     )  # fmt: skip

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from array import array
 from time import perf_counter
 
+import msgspec
 import pytest
 
 from loadgen.errors import ServerError
@@ -13,14 +15,17 @@ from loadgen.metrics import distributions, tpot_s
 from loadgen.plan import make_plan
 from loadgen.protocol import completions_wire
 from loadgen.runner import Runner, fan_out
-from loadgen.scrape import Scraper, parse_page
+from loadgen.scrape import Scraper
 from loadgen.transport import Transport
 from loadgen.types import (
+    U32,
+    Broke,
     Cancelled,
     Caveat,
     ClosedLoop,
     Completed,
     Engine,
+    Message,
     PhaseRecord,
     Record,
     RequestRecord,
@@ -31,6 +36,7 @@ from loadgen.types import (
     Stop,
 )
 from tests.conftest import Truth
+from tests.hostile import listening
 from tests.records import prompts
 
 WIRE = completions_wire({"return_token_ids": True})
@@ -75,8 +81,8 @@ async def go(
             grace_s=grace_s,
         )
         reason = await runner.run(make_plan(scenario, prompts(12)))
-        page = await scraper.page()
-    return records, reason, parse_page(page or "")
+        page = await scraper.samples()
+    return records, reason, page or {}
 
 
 def requests(records: list[Record]) -> list[RequestRecord]:
@@ -193,3 +199,86 @@ def test_an_observer_that_raises_is_dropped_with_a_caveat() -> None:
     observe(note)
     assert seen == [note, note]
     assert [r.code for r in stored if isinstance(r, Caveat)] == ["x", "observer-dropped", "x"]
+
+
+async def test_a_tokenizer_that_fails_ends_its_dialogue_only(truth: Truth) -> None:
+    """Two of four dialogues lose their second turn: a record each, never sent, and no more."""
+    asked = tuple(
+        msgspec.structs.replace(
+            prompt, messages=(Message(role="user", content=str(i)),), later_turns=("more", "and on")
+        )
+        for i, prompt in enumerate(prompts(4))
+    )
+    records: list[Record] = []
+
+    async def tokenize(messages: tuple[Message, ...]) -> U32:
+        if int(messages[0].content) % 2:
+            raise ServerError("the tokenizer is out of order")
+        return array("I", [1, 2, 3])
+
+    async with Transport(truth(1, 1, 3), WIRE) as transport:
+        scraper = Scraper(None, ENGINE, records.append, zero=0.0)
+        runner = Runner(
+            transport, scraper, records.append, model="truth", sampling=Sampling(),
+            tokenize=tokenize,
+        )  # fmt: skip
+        assert await runner.run(make_plan(scenario(2, requests=4), asked)) == "completed"
+        assert transport.live.sent == 2 * 1 + 2 * 3
+    failed = [r for r in requests(records) if not isinstance(r.outcome, Completed)]
+    assert [(r.turn, r.outcome) for r in failed] == [
+        (1, Broke(reason="tokenizer", message="the tokenizer is out of order"))
+    ] * 2
+    assert len(requests(records)) == 2 * 2 + 2 * 3
+
+
+async def test_a_server_that_is_away_does_not_cost_the_whole_plan() -> None:
+    """A worker that found nobody waits; a stop ends the waiting."""
+    records: list[Record] = []
+    async with Transport("http://127.0.0.1:1", WIRE) as transport:
+        runner: Runner
+
+        def observe(record: Record) -> None:
+            records.append(record)
+            if len(requests(records)) == 4:
+                runner.interrupt()
+
+        scraper = Scraper(None, ENGINE, observe, zero=0.0)
+        runner = Runner(
+            transport, scraper, observe, model="truth", sampling=Sampling(), tokenize=None
+        )
+        plan = make_plan(scenario(4, requests=4000), prompts(12))
+        assert await asyncio.wait_for(runner.run(plan), 60) == "interrupted"
+    assert len(requests(records)) == 4
+    outcomes = {type(r.outcome) for r in requests(records)}
+    assert outcomes == {Broke}
+
+
+async def test_a_second_interrupt_waits_for_no_page(truth: Truth) -> None:
+    """The page hangs at the end of the phase; the second Ctrl-C goes on without it."""
+    records: list[Record] = []
+    asked = asyncio.Event()
+    pages = 0
+
+    async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal pages
+        pages += 1
+        if pages > 2:
+            asked.set()
+            await reader.read()
+        else:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na 1\n")
+
+    async with listening(page) as url, Transport(truth(1, 1, 3), WIRE) as transport:
+        scraper = Scraper(url, ENGINE, records.append, zero=0.0, timeout_s=600.0)
+        runner = Runner(
+            transport, scraper, records.append, model="truth", sampling=Sampling(), tokenize=None
+        )
+        plan = make_plan(scenario(2, requests=4), prompts(4))
+        task = asyncio.create_task(runner.run(plan))
+        await asked.wait()
+        runner.interrupt()
+        runner.interrupt()
+        assert await asyncio.wait_for(task, 60) == "interrupted"
+    assert [s.edge for s in records if isinstance(s, Snapshot)] == ["start"]
+    assert len(requests(records)) == 4

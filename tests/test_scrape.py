@@ -11,9 +11,22 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.protocol import completions_wire
 from loadgen.scrape import Scraper, parse_page
-from loadgen.types import Caveat, Engine, Record, ServerLoad, Snapshot, SpecCounters
-from tests.records import ENGINE
+from loadgen.transport import Transport
+from loadgen.types import (
+    Caveat,
+    Completed,
+    Engine,
+    Record,
+    Sampling,
+    ServerLoad,
+    Snapshot,
+    SpecCounters,
+)
+from tests.conftest import Truth
+from tests.hostile import listening
+from tests.records import ENGINE, REQUEST
 
 PAGE = """\
 # HELP vllm:drafts_total Number of drafts.
@@ -95,13 +108,81 @@ async def test_a_server_that_never_rests_is_marked() -> None:
     assert [r.settled for r in records if isinstance(r, Snapshot)] == [False, False]
 
 
-@pytest.mark.parametrize("answer", [404, 500])
-async def test_a_page_that_fails_is_said_once(answer: int) -> None:
-    records, asked = await scraped([answer])
-    assert asked == 2
+def answer(body: bytes, *, kind: str = "text/plain", status: str = "200 OK") -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (answer(b"", status="404 Not Found"), "answered HTTP 404"),
+        (answer(b"oops", status="500 No"), "answered HTTP 500"),
+        (answer(b"", status="302 Found"), "answered HTTP 302"),
+        (answer(b"<html>please log in</html>\n", kind="text/html"), "is HTML, no metrics"),
+        (answer(b"running 0\ntokens 12"), "is cut short"),
+        (answer(b"running 0\ntokens 1234\n")[:-3], "ClientPayloadError"),
+        (answer(b"running 0\n" + b"# x\n" * 13_000_000), "is over 8 MiB"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "failed: "),
+        (b"", "ServerDisconnectedError"),
+        (None, "TimeoutError"),
+    ],
+    ids=["missing", "500", "redirect", "HTML", "cut at a value", "truncated", "50 MB",
+         "bad framing", "closed", "slow"],
+)  # fmt: skip
+async def test_a_page_that_fails_is_a_caveat_said_once(sent: bytes | None, why: str) -> None:
+    """And no snapshot is invented."""
+    asked = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        if sent is None:
+            await reader.read()  # says nothing until the client leaves
+        else:
+            writer.write(sent)
+            await writer.drain()
+        writer.close()
+
+    records: list[Record] = []
+    timeout_s = 0.2 if sent is None else 20.0
+    async with listening(handler) as url:
+        scraper = Scraper(url + "/metrics", engine(), records.append, zero=0.0, timeout_s=timeout_s)
+        await scraper.border("c=1", "start")
+        await scraper.border("c=1", "end")
+    assert asked in (2, 4), "aiohttp asks once more for a GET whose connection dropped"
     (caveat,) = records
     assert isinstance(caveat, Caveat)
-    assert f"HTTP {answer}" in caveat.message
+    assert why in caveat.message
+
+
+async def test_a_slow_scrape_delays_no_request(truth: Truth) -> None:
+    """The page hangs for the whole phase, and every stream of it ends."""
+    hung = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hung.set()
+        await reader.read()
+
+    async with listening(handler) as url, Transport(truth(1, 1, 3), completions_wire({})) as sender:
+        scraper = Scraper(url, engine(), lambda record: None, zero=0.0, timeout_s=60.0)
+        ticks = asyncio.create_task(scraper.ticks("c=1", every_s=0.0))
+        await hung.wait()
+        body = sender.wire.encode(REQUEST, "m", Sampling())
+        done = await asyncio.gather(*(sender.stream(REQUEST, body) for _ in range(20)))
+        assert all(record.outcome == Completed() for record, _ in done)
+        assert not ticks.done()
+        ticks.cancel()
+        await asyncio.gather(ticks, return_exceptions=True)
+
+
+async def test_a_failing_page_tells_no_password() -> None:
+    records: list[Record] = []
+    url = "http://me:hunter2word@127.0.0.1:1/metrics"
+    await Scraper(url, engine(), records.append, zero=0.0).border("c=1", "start")
+    assert "hunter2word" not in str(records)
+    assert len(records) == 1
 
 
 async def test_no_server_is_a_caveat_not_a_fault() -> None:

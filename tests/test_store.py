@@ -57,8 +57,8 @@ RECORDS: tuple[Record, ...] = (
 
 
 def write(path: Path, *records: Record) -> Path:
-    store = Store(path)
-    for record in (run_info(), *records):
+    store = Store(path, run_info())
+    for record in records:
         store.append(record)
     store.close()
     return path
@@ -134,19 +134,19 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     ]
     assert all(n.parent == tmp_path for n in names)
     with pytest.raises(UserError, match="cannot write"):
-        Store(names[0])
+        Store(names[0], run_info())
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
-        Store(tmp_path / "file" / "run.jsonl")
+        Store(tmp_path / "file" / "run.jsonl", run_info())
 
 
 def test_a_full_disk_ends_the_run_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path / "run.jsonl")
+    store = Store(tmp_path / "run.jsonl", run_info())
 
     def full(fd: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -159,3 +159,12 @@ def test_a_full_disk_ends_the_run_and_says_so(
         store.append(G2[0])
     monkeypatch.undo()
     store.close()
+
+
+def test_a_disk_full_from_the_start_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "write", lambda fd, data: len(data) // 2)
+    with pytest.raises(UserError, match="--out DIR"):
+        Store(tmp_path / "run.jsonl", run_info())
+    assert list(tmp_path.iterdir()) == []

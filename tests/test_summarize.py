@@ -28,6 +28,7 @@ from loadgen.types import (
     SpecCounters,
     Summary,
 )
+from servers import vllm
 from tests.records import ENGINE, G2, SERVER, record, run_info
 
 
@@ -84,6 +85,70 @@ def test_no_growth_and_why(snapshots: list[Snapshot], why: str) -> None:
     grown, missing = counter_growth(snapshots, COUNTING)
     assert grown is None
     assert why in missing
+
+
+def labelled(name: str, *rows: str, **more: float) -> Snapshot:
+    """An edge whose counter of drafts grows with every row of labels."""
+    at = 10 if name == "start" else 20
+    series = {f"vllm:spec_decode_num_drafts_total{{{row}}}": at + i for i, row in enumerate(rows)}
+    return msgspec.structs.replace(edge(name), samples=series | more)
+
+
+ONE = 'engine="0",model_name="m"'
+TWO = 'engine="1",model_name="m"'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ((ONE,), (ONE, 'engine="0",model_name="other"'), "counters of 2 models: m, other"),
+        ((ONE,), ('engine="0",model_name="new"',), "label model_name changed in the phase: m, new"),
+        ((ONE,), (ONE, TWO), "label engine changed in the phase: 1"),
+        ((ONE, TWO), (ONE,), "label engine changed in the phase: 1"),
+        ((ONE, TWO), (ONE, TWO), ""),
+        ((), (ONE,), ""),
+    ],
+    ids=["two models", "another model", "a rank more", "a rank less", "two ranks", "first use"],
+)
+def test_counters_of_somebody_else_are_left_out(
+    before: tuple[str, ...], after: tuple[str, ...], why: str
+) -> None:
+    pages = [labelled("start", *before), labelled("end", *after)]
+    grown, missing = counter_growth(pages, vllm.ENGINE)
+    assert missing.endswith(why)
+    if why:
+        assert grown is None
+    else:
+        assert grown is not None
+        assert grown.drafts == sum(20 + i for i in range(len(after))) - sum(
+            10 + i for i in range(len(before))
+        )
+
+
+def test_a_restart_is_seen_though_its_counters_are_ahead_again() -> None:
+    started = "process_start_time_seconds"
+    pages = [labelled("start", ONE, **{started: 1.0}), labelled("end", ONE, **{started: 2.0})]
+    assert "went back to zero" in counter_growth(pages, vllm.ENGINE)[1]
+    tokens = 'vllm:generation_tokens_total{engine="0",model_name="m"}'
+    steps = [("start", 100.0), ("tick", 3.0), ("end", 200.0)]
+    snapshots = [
+        Snapshot(at_s=0, phase="c=1", edge=name, samples={tokens: value})  # type: ignore[arg-type]  # the three edges
+        for name, value in steps
+    ]
+    assert "went back from 100 to 3" in counter_growth(snapshots, vllm.ENGINE)[1]
+
+
+def test_the_next_source_is_used_and_the_report_says_why() -> None:
+    """Counters of two models: acceptance comes from chunks, and both say so."""
+    pages = (labelled("start", ONE), labelled("end", ONE, 'engine="0",model_name="other"'))
+    found = summary(*G2, *pages, PHASE, engine=vllm.ENGINE)
+    best, *others = found.phases[0].acceptance
+    assert best.source == "chunks"
+    assert best.acceptance_length is not None
+    (counted,) = [a for a in others if a.source == "server counters"]
+    assert "counters of 2 models" in counted.why_missing
+    (caveat,) = [c for c in found.caveats if c.code == "counters-not-usable"]
+    assert "counters of 2 models: m, other" in caveat.message
 
 
 def test_a_phase() -> None:

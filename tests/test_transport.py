@@ -3,72 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import gzip
-from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
 
 import aiohttp
 import pytest
 
-from loadgen.protocol import completions_wire
 from loadgen.transport import Transport, broke, refusal, stamp_at_socket
-from loadgen.types import Broke, Cancelled, Completed, Outcome, Refused, RequestRecord, TimedOut
+from loadgen.types import Broke, Cancelled, Completed, RequestRecord, TimedOut
+from tests.hostile import BODY, GOOD, HEAD, WIRE, chunked, event, sending, serving
 from tests.records import REQUEST
-
-WIRE = completions_wire({})
-BODY = b'{"stream":true}'
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
-
-
-def chunked(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-def event(tokens: int, finish: str | None = None) -> bytes:
-    ids = ",".join(["7"] * tokens)
-    end = f'"{finish}"' if finish else "null"
-    choice = f'{{"text":"x","token_ids":[{ids}],"finish_reason":{end}}}'
-    return f'data: {{"choices":[{choice}]}}\n\n'.encode()
-
-
-GOOD = (
-    HEAD
-    + chunked(event(1))
-    + chunked(event(3, "length"))
-    + chunked(b"data: [DONE]\n\n")
-    + (b"0\r\n\r\n")
-)
-
-
-@contextlib.asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
-    """A raw-socket server; the handler gets the number of requests on its connection so far."""
-    connections: list[asyncio.StreamWriter] = []
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append(writer)
-        count = 0
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while True:
-                await reader.readuntil(b"\r\n\r\n")
-                await reader.readexactly(len(BODY))
-                await handler(reader, writer, count)
-                count += 1
-                if writer.is_closing():
-                    return
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
-        host, port = server.sockets[0].getsockname()[:2]
-        yield f"http://{host}:{port}"
-    finally:
-        for writer in connections:
-            writer.close()
-        server.close()
-        await server.wait_closed()
 
 
 async def ask(url: str, **options: object) -> RequestRecord:
@@ -200,126 +144,6 @@ async def test_fresh_connections_never_reuse() -> None:
     assert counts == [0, 0, 0]
 
 
-def sending(data: bytes, *, close: bool = True) -> Handler:
-    async def handler(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
-    ) -> None:
-        writer.write(data)
-        await writer.drain()
-        if close:
-            writer.close()
-
-    return handler
-
-
-JSON_400 = b'{"error":{"message":"prompt too long","code":400}}'
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (HEAD + chunked(event(1)), Broke(reason="truncated", message="")),
-        (HEAD + chunked(event(1)) + b"0\r\n\r\n", Broke(reason="truncated", message="")),
-        (HEAD + chunked(b"data: {oops\n\n") + b"0\r\n\r\n", Broke(reason="malformed", message="")),
-        (HEAD + chunked(b'data: {"error":"oom"}\n\n') + b"0\r\n\r\n",
-         Broke(reason="server_error", message="oom")),
-        (HEAD + b"zz\r\n", Broke(reason="protocol", message="")),
-        (b"nonsense\r\n\r\n", Broke(reason="protocol", message="")),
-        (b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(JSON_400), JSON_400),
-         Refused(status=400, message="prompt too long")),
-        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", Refused(status=503, message="")),
-        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
-         Refused(status=302, message="")),
-    ],
-)  # fmt: skip
-async def test_outcomes(data: bytes, expected: Outcome) -> None:
-    async with serving(sending(data)) as url:
-        outcome = (await ask(url)).outcome
-    assert type(outcome) is type(expected)
-    if isinstance(expected, Broke) and isinstance(outcome, Broke):
-        assert outcome.reason == expected.reason
-        assert expected.message in outcome.message
-    else:
-        assert outcome == expected
-
-
-def body_of(*events: bytes, done: bool = True) -> bytes:
-    return b"".join(events) + (b"data: [DONE]\n\n" if done else b"")
-
-
-def chunked_whole(body: bytes, head: bytes = HEAD) -> bytes:
-    return head + chunked(body) + b"0\r\n\r\n"
-
-
-GZIPPED = gzip.compress(body_of(event(1), event(3, "length")))
-NON_STREAM = b'{"choices":[{"text":"a","finish_reason":"stop"}],"usage":{"completion_tokens":4}}'
-HUGE = b'data: {"choices":[{"text":"%s","token_ids":[1,2,3,4],"finish_reason":"stop"}]}\n\n' % (
-    b"x" * 10_000_000
-)
-
-
-@pytest.mark.parametrize(
-    ("data", "reason", "tokens"),
-    [
-        # what is unusual but whole
-        (b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-         + body_of(event(1), event(3, "length")), "", 4),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s"
-         % (len(GZIPPED), GZIPPED), "", 4),
-        (chunked_whole(HUGE), "", 4),
-        (chunked_whole(body_of(event(4, "stop"), done=False)), "", 4),
-        (chunked_whole(b"retry: 3\r\n: hello\r\nevent: x\r\ndata:" + event(4, "stop")[6:-2]
-                       + b"\r\n\r\n"), "", 4),
-        (chunked_whole(body_of(event(4, "stop")) + event(9)), "", 4),
-        # what is broken
-        (HEAD + b"0\r\n\r\n", "truncated", 0),
-        (chunked_whole(b"data: [DONE]\n\n"), "empty", 0),
-        (chunked_whole(b": nothing but comments\n\n"), "truncated", 0),
-        (chunked_whole(NON_STREAM), "truncated", 0),
-        (chunked_whole(event(2) + b"data: {\"choices\":[{\"token_ids\":[NaN]}]}\n\n"),
-         "malformed", 2),
-        (chunked_whole(event(2) + b"data: " + b"[" * 100_000 + b"\n\n"), "malformed", 2),
-        (chunked_whole(event(2) + b'data: {"error":' + b"[" * 100_000 + b"\n\n"), "malformed", 2),
-        (chunked_whole(event(2) + b"data: \xff\xfe\n\n"), "malformed", 2),
-        (chunked_whole(event(2) + b'data: {"error":{"message":"engine died"}}\n\n'),
-         "server_error", 2),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + event(2), "truncated", 2),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
-         "truncated", 0),
-    ],
-)  # fmt: skip
-async def test_streams_as_they_come(data: bytes, reason: str, tokens: int) -> None:
-    async with serving(sending(data)) as url:
-        record = await ask(url)
-    assert (record.outcome.reason if isinstance(record.outcome, Broke) else "") == reason
-    assert record.osl_tokens == tokens
-
-
-async def test_one_fault_touches_no_other_stream() -> None:
-    """Twenty good streams beside one of each fault, on one transport."""
-    faults = (
-        HEAD[:30],
-        HEAD + b"zz\r\n",
-        HEAD + chunked(b"data: {\n\n"),
-        b"",
-        b"HTTP/1.1 500 x\r\n\r\n",
-    )
-    turn = iter(range(1000))
-
-    async def mixed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, n: int) -> None:
-        number = next(turn)
-        writer.write(GOOD if number % 5 else faults[number // 5 % len(faults)])
-        await writer.drain()
-        writer.close()
-
-    async with serving(mixed) as url, Transport(url, WIRE, fresh_connections=True) as transport:
-        done = await asyncio.gather(*(transport.stream(REQUEST, BODY) for _ in range(25)))
-    good_ones = [r for r, _ in done if r.outcome == Completed()]
-    assert len(good_ones) == 20
-    assert all(r.osl_tokens == 4 for r in good_ones)
-    assert transport.live.in_flight == 0
-
-
 async def test_refused_connections_break() -> None:
     async with serving(good) as url:
         pass
@@ -368,3 +192,39 @@ def test_what_a_refusal_says(body: bytes, text: str) -> None:
 def test_a_fault_of_our_own_is_not_an_outcome() -> None:
     with pytest.raises(ZeroDivisionError):
         broke(ZeroDivisionError())
+
+
+KEY = "sk-echoed-0123"
+ECHO = b'{"error":{"message":"bad key ' + KEY.encode() + b" in Bearer " + KEY.encode() + b'"}}'
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"HTTP/1.1 401 No\r\nContent-Length: %d\r\n\r\n%s" % (len(ECHO), ECHO),
+        HEAD + chunked(b"data: " + ECHO + b"\n\n") + b"0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /?key=" + KEY.encode() + b"\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /" + KEY.encode() + b"\r\nContent-Length: 0\r\n\r\n",
+        HEAD + b"zz\r\n",
+        b"nonsense hunter2word\r\n\r\n",
+        b"",
+    ],
+)
+async def test_no_record_holds_what_a_server_echoes_of_our_secrets(sent: bytes) -> None:
+    async with serving(sending(sent)) as url:
+        with_password = url.replace("http://", "http://me:hunter2word@")
+        record = await ask(with_password, headers={"X-Team": f"Bearer {KEY}"})
+    assert record.outcome != Completed()
+    assert KEY not in repr(record)
+    assert "hunter2word" not in repr(record)
+
+
+async def test_a_proxy_is_used_and_its_password_is_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:hunter2word@127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    record = await ask("http://server.invalid")
+    assert isinstance(record.outcome, Broke)
+    assert "127.0.0.1:1" in record.outcome.message
+    assert "hunter2word" not in repr(record)
