@@ -149,8 +149,8 @@ def demo(
             loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
             sampling=Sampling(max_output_tokens=32),
         )
-    if simulated and not quick:  # below, a full batch spends its time on prefills
-        max_output_tokens = max_output_tokens or 96
+    if simulated and not quick and max_output_tokens is None:
+        max_output_tokens = 96  # below, a full batch spends its time on prefills
     scenario = _changed(scenario, concurrency=concurrency, max_output_tokens=max_output_tokens)
     slots = max(load.concurrency for load in scenario.loads)
     configs = _demo_servers(simulated, slots, model_file, _say(quiet))

@@ -510,7 +510,7 @@ def _trt_positions(done: Counter[str | int], k: int, by: Mapping[str, str]) -> l
         rows += [
             (f"{prefix}{name}_tokens_total", "counter", {**by, "token_position": str(j)}, n)
             for j, n in enumerate(counts)
-            if drafts
+            if n  # a position that never accepted has no series
         ]
     return rows
 

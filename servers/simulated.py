@@ -365,7 +365,7 @@ class Answer:
         self.row = settings.row(self.category, len(prompt), temperature)
         # The same prompt again gets the same answer and other luck: repeats tell something new.
         batch.sent_before[key] += 1
-        self._dice = random.Random(f"{key}/{batch.sent_before[key]}").random
+        self.dice = random.Random(f"{key}/{batch.sent_before[key]}").random
         self._batch, self._coverage = batch, settings.coverage if settings.draft_depth else 0.0
         self._cuts_drafts = settings.dialect == "llamacpp"  # at max_tokens (real-engines.md §2.4)
         self.prompt, self.sent, self.pending, self.cached = prompt, 0, 0, 0
@@ -394,7 +394,7 @@ class Answer:
         elif self.drafted:
             row = self.row[: self.limit - self.sent - 1] if self._cuts_drafts else self.row
             for probability in row:
-                if self._dice() >= probability:
+                if self.dice() >= probability:
                     break
                 accepted += 1
             if row:
@@ -409,7 +409,7 @@ class Answer:
         self._count("generated", emitted)
         self.sent += emitted
         self.last_at = now
-        self.drafted = self._dice() < self._coverage
+        self.drafted = self.dice() < self._coverage
         if self.sent == len(self.ids):
             self.ended, self.drafted = True, False
             self._count(self.finish, 1)
@@ -438,7 +438,7 @@ def expected_steps(row: tuple[float, ...], coverage: float, size: int) -> tuple[
 
 def told(tally: Tally, depth: int) -> dict[str, Any]:
     """A tally as `/truth` says it. `expected`: what the settings give for the answers that ended,
-    cut where they were: a measured acceptance length scatters about it."""
+    cut where they were, preemption aside: a measured acceptance length scatters about it."""
     histogram = [tally[j] for j in range(depth + 1)]
     accepted = [sum(histogram[j:]) for j in range(1, depth + 1)]
     drafts = sum(histogram)

@@ -62,8 +62,6 @@ class Loop:
     async def answered(self, answer: Answer, emit: Callable[[int], None]) -> None:
         """Queue a request and wait for its end; `emit` gets the tokens sent so far after each step.
         Gone: the loop is over. ConnectionError: as `emit` raises it."""
-        if self.died:
-            raise Gone(self.died)
         done = self._open[answer] = asyncio.get_running_loop().create_future()
 
         def each(end: int) -> None:
@@ -214,6 +212,8 @@ async def generate(request: web.Request) -> web.StreamResponse:
     api = speech.posts[request.path]
     ask = await _asked(request, batch)
     prompt = _prompt_ids(batch, ask, api)
+    if loop.died:
+        raise refusal(batch, loop.died, kind="InternalServerError")
     try:
         answer = _answer(batch, ask, api, prompt)
     except web.HTTPException as fault:
