@@ -135,7 +135,7 @@ def demo(
 
     The first run fetches a 135M model (93 MB) and says so.
 
-    Examples: draftload demo · draftload demo --quick · draftload demo --simulated -c 1,64,512
+    Examples: draftload demo · draftload demo --quick · draftload demo --simulated -c 1,32,512
     """
     from loadgen.measure import measure
     from scenarios import prompts as sets

@@ -27,7 +27,8 @@ from loadgen.errors import UserError, nearest
 from loadgen.types import U32, ServerConfig, ServerFacts
 from loadgen.written import chain_depth, known_method, known_options
 from servers import vllm
-from servers.dialects import DIALECTS, DONE, OWNER, Ask, Reply, error, sse
+from servers.dialects import DIALECTS, DONE, Ask, Reply, error, sse
+from servers.pages import OWNED_BY
 from servers.simulated import (
     BOS,
     EOS,
@@ -370,7 +371,7 @@ def describe(pages: Mapping[str, Any], _: Mapping[str, float]) -> ServerFacts:
 ENGINE = replace(
     vllm.ENGINE,
     name="simulated",
-    owned_by=(OWNER,),
+    owned_by=(OWNED_BY["vllm"],),
     describe_paths=("/truth",),
     describe=describe,
     methods=tuple(NAMES),

@@ -8,6 +8,7 @@ import math
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -608,3 +609,69 @@ def test_what_it_cannot_simulate_is_refused(model: str, spec: SpecConfig | None,
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'ngram'"):
         preset("n-gram")
+
+
+# ── other dialects over HTTP ─────────────────────────────────────────────────────────────────────
+
+
+async def streamed(server: Simulated, path: str, body: Any) -> list[Any]:
+    async with server.http.post(server.url + path, json=body) as response:
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        lines = [ln[6:] for ln in (await response.text()).split("\n") if ln.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+async def test_sglangs_own_api_streams_all_so_far_or_what_is_new(incremental: bool) -> None:
+    ask = {"max_new_tokens": 20, "ignore_eos": True, "temperature": 0}
+    body = {"input_ids": [5, 6, 7], "sampling_params": ask}
+    async with running("eagle3", dialect="sglang", incremental=incremental) as server:
+        whole = (await server.post("/generate", body))[1]
+        events = await streamed(server, "/generate", body | {"stream": True})
+        told = (await server.get("/truth"))["overall"]
+    ids = [e["output_ids"] for e in events]
+    assert ([*chain(*ids)] if incremental else ids[-1]) == whole["output_ids"]
+    assert len(whole["output_ids"]) == 20
+    assert len(events) - 1 == events[-1]["meta_info"]["spec_verify_ct"]
+    metas = [whole["meta_info"], events[-1]["meta_info"]]
+    assert sum(m["spec_verify_ct"] for m in metas) == told["steps"]
+    assert sum(m["spec_num_correct_drafts"] for m in metas) == told["accepted_tokens"]
+
+
+async def test_sglang_refuses_inside_the_stream_what_does_not_fit() -> None:
+    """Its sample's error: HTTP 200 and an event (engines.md §3.2)."""
+    body = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 99}}
+    async with running(dialect="sglang", max_model_len=64) as server:
+        (event,) = await streamed(server, "/generate", body | {"stream": True})
+        status, _ = await server.post("/generate", body)
+    assert set(event["error"]) == {"message", "type", "code", "retryable"}
+    assert (event["error"]["code"], status) == (400, 400)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"return_token_ids": True}, "'extra_forbidden', 'loc': ('body', 'return_token_ids')"),
+        ({"stream_options": {}}, "stream_options can only be set when stream is true"),
+    ],
+)
+async def test_tensorrt_llm_refuses_fields_that_it_does_not_know(more: Any, said: str) -> None:
+    async with running(dialect="trtllm") as server:
+        body = {"model": MODEL, "prompt": [5]}
+        status, answer = await server.post("/v1/completions", body | more)
+        fine, _ = await server.post("/v1/completions", body | {"max_tokens": 3})
+    assert (status, fine) == (400, 200)
+    assert said in answer["error"]
+
+
+async def test_llama_cpp_renders_a_template_and_tokenizes_it() -> None:
+    messages = [{"role": "user", "content": "Hello there"}]
+    async with running(dialect="llamacpp") as server:
+        _, rendered = await server.post("/apply-template", {"messages": messages})
+        _, found = await server.post("/tokenize", {"content": rendered["prompt"]})
+        status, answer = await server.post(
+            "/completion", {"prompt": found["tokens"], "n_predict": 4}
+        )
+    assert found["tokens"] == simulated.encode("user\nHello there\nassistant\n")
+    assert (status, answer["tokens_predicted"]) == (200, 4)
