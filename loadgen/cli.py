@@ -135,7 +135,7 @@ def demo(
 
     The first run fetches a 135M model (93 MB) and says so.
 
-    Examples: draftload demo · draftload demo --quick · draftload demo --simulated -c 1,64,512
+    Examples: draftload demo · draftload demo --quick · draftload demo --simulated -c 1,32,512
     """
     from loadgen.measure import measure
     from scenarios import prompts as sets
@@ -149,6 +149,8 @@ def demo(
             loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
             sampling=Sampling(max_output_tokens=32),
         )
+    if simulated and not quick and max_output_tokens is None:
+        max_output_tokens = 96  # below, a full batch spends its time on prefills
     scenario = _changed(scenario, concurrency=concurrency, max_output_tokens=max_output_tokens)
     slots = max(load.concurrency for load in scenario.loads)
     configs = _demo_servers(simulated, slots, model_file, _say(quiet))
@@ -180,7 +182,7 @@ def _demo_servers(
     if simulated:
         common: dict[str, Any] = {
             "engine": "simulated",
-            "model": "simulated-8b",
+            "model": "simulated-70b",
             "max_running": max(slots, 1),
         }
         return ServerConfig(**common), ServerConfig(
@@ -641,16 +643,16 @@ def _finish(ended: Sequence[tuple[Path, str]], show: Callable[[], Sequence[Summa
 
 
 def _engines() -> dict[str, Engine]:
-    """ENGINE of every file under servers/, by name."""
+    """ENGINE of every file under servers/ that has one, by name."""
     import importlib
     import pkgutil
 
     import servers
 
-    found = {}
+    found: dict[str, Engine] = {}
     for module in pkgutil.iter_modules(servers.__path__):
-        if module.name != "launch":
-            engine: Engine = importlib.import_module(f"servers.{module.name}").ENGINE
+        found_here = importlib.import_module(f"servers.{module.name}")
+        if engine := getattr(found_here, "ENGINE", None):
             found[engine.name] = engine
     return found
 
