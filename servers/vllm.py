@@ -168,6 +168,6 @@ ENGINE = Engine(
     remembers=lambda method: method == "suffix",
     methods=tuple(_METHODS),
     command=command,
-    verified="metrics and streams seen on vLLM 0.32.0 (CPU build), 2026-11-24; launch flags read "
-    "in 0.33.0, not verified on a live server",
+    verified="0.32.0 (CPU build) live with none, ngram and draft_model, 2026-11-24; other methods, "
+    "and flags read in 0.33.0, not verified on a live server",
 )
