@@ -165,14 +165,14 @@ async def test_nine_intervals_in_ten_hold_the_truth(tmp_path: Path) -> None:
     """Acceptance length of every category and of all, at four loads; deterministic by the seed."""
     scenario = Scenario(
         name="t",
-        dataset=Dataset(limit=4),
+        dataset=Dataset(limit=44),
         loads=tuple(ClosedLoop(concurrency=c) for c in (1, 8, 32, 64)),
         sampling=Sampling(max_output_tokens=40),
         warmup_requests=1,
     )
     async with simulated("eagle3", model="70b", time_scale=0.0, max_running=64) as url:
         summary, _ = await run(
-            url, tmp_path, scenario=scenario, prompts=sets.read(scenario.dataset)
+            url, tmp_path, scenario=scenario, prompts=sets.read(scenario.dataset).prompts
         )
         told = await truth(url)
     held = []
