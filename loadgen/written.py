@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -105,6 +105,34 @@ def known_options(spec: SpecConfig, known: frozenset[str], engine: str) -> dict[
             hint = nearest(key, sorted(known)) or f". Known: {', '.join(sorted(known))}."
             raise UserError(f"{engine}, method '{spec.method}': unknown option '{key}'{hint}")
     return dict(spec.options)
+
+
+Drafter = Literal["required", "optional", "none"]
+"""Whether a method takes a draft model."""
+
+
+def drafter_fits(spec: SpecConfig, drafter: Drafter, engine: str) -> None:
+    """UserError: a draft model is missing, or there where the method has none."""
+    where = f"{engine}, method '{spec.method}'"
+    if spec.draft_model is None and drafter == "required":
+        raise UserError(f"{where}: expected draft_model, the drafter's id or path.")
+    if spec.draft_model is not None and drafter == "none":
+        raise UserError(f"{where} has no draft model; leave draft_model out.")
+
+
+def refuse_ours(spec: SpecConfig, ours: Mapping[str, str], engine: str) -> None:
+    """UserError: an option that is the engine's name for a key of [spec] itself."""
+    for key in spec.options:
+        if key in ours:
+            raise UserError(
+                f"{engine}, method '{spec.method}', '{key}': this is '{ours[key]}' of the [spec] "
+                "table itself."
+            )
+
+
+def flags(values: Mapping[str, object]) -> list[str]:
+    """Flags and their values as arguments; None leaves a flag out."""
+    return [w for f, value in values.items() if value is not None for w in (f, str(value))]
 
 
 # ── secrets in what users write ──────────────────────────────────────────────────────────────────

@@ -25,7 +25,7 @@ from aiohttp import web
 
 from loadgen.errors import UserError, nearest
 from loadgen.types import U32, ServerConfig, ServerFacts
-from loadgen.written import chain_depth, known_method, known_options
+from loadgen.written import chain_depth, flags, known_method, known_options
 from servers import vllm
 from servers.dialects import DIALECTS, DONE, Ask, Reply, error, sse
 from servers.pages import OWNED_BY
@@ -349,16 +349,15 @@ def command(config: ServerConfig, port: int) -> list[str]:
     if config.model not in models:
         hint, known = nearest(config.model, models) or ".", ", ".join(models)
         raise UserError(f"the simulator has no model '{config.model}'{hint} Known: {known}.")
-    flags: dict[str, Any] = {"port": port, "model": models[config.model], "spec": "none"}
+    told: dict[str, Any] = {"--port": port, "--model": models[config.model], "--spec": "none"}
     if config.spec is not None:
-        flags["spec"] = known_method(config.spec, tuple(NAMES), "simulated")
-        flags["draft-depth"] = chain_depth(config.spec, "simulated")
-        flags |= known_options(config.spec, frozenset({"coverage"}), "simulated")
-    flags |= {"max-running": config.max_running, "max-model-len": config.max_model_len}
-    argv = [*(config.executable or (sys.executable,)), "-P", "-m", "servers.simulator"]
-    for flag, value in flags.items():
-        argv += [] if value is None else [f"--{flag}", str(value)]
-    return [*argv, *config.extra_args]
+        told["--spec"] = known_method(config.spec, tuple(NAMES), "simulated")
+        told["--draft-depth"] = chain_depth(config.spec, "simulated")
+        options = known_options(config.spec, frozenset({"coverage"}), "simulated")
+        told |= {f"--{name}": value for name, value in options.items()}
+    told |= {"--max-running": config.max_running, "--max-model-len": config.max_model_len}
+    prefix = config.executable or (sys.executable,)
+    return [*prefix, "-P", "-m", "servers.simulator", *flags(told), *config.extra_args]
 
 
 def describe(pages: Mapping[str, Any], _: Mapping[str, float]) -> ServerFacts:

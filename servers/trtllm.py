@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,8 +35,17 @@ from loadgen.types import (
     SpecCounters,
     Wire,
 )
-from loadgen.written import chain_depth, known_method, known_options
+from loadgen.written import (
+    chain_depth,
+    drafter_fits,
+    flags,
+    known_method,
+    known_options,
+    refuse_ours,
+)
+from servers.series import by_position, rows, total
 
+_AT = "token_position"
 ROWS = "iterations:"
 """Our series of the JSON page: sums over its rows, and the last row's gauges by rank."""
 
@@ -56,8 +65,8 @@ def counters(samples: Mapping[str, float]) -> SpecCounters:
             accepted_tokens=_whole(samples.get(f"{ROWS}numAcceptedTokens")),
             requests=_whole(samples.get(f"{ROWS}numCompletedRequests")),
         )
-    drafted = _by_position(samples, "spec_decode_drafted_tokens_total")
-    accepted = _by_position(samples, "spec_decode_accepted_tokens_total")
+    drafted = by_position(samples, _AT, *_names("spec_decode_drafted_tokens_total"))
+    accepted = by_position(samples, _AT, *_names("spec_decode_accepted_tokens_total"))
     if drafted is not None:  # a position that never accepted has no series of its own
         accepted = (*(accepted or ()), *[0] * len(drafted))[: len(drafted)]
     return SpecCounters(
@@ -79,13 +88,13 @@ def load(samples: Mapping[str, float]) -> ServerLoad:
     """As the last iteration began. Rows have a rank each under attention DP: running requests are
     summed, the queue is rank 0's, the cache a mean."""
     if any(series.startswith(ROWS) for series in samples):
-        used, most = (_rows(samples, f"{ROWS}{n}NumBlocks").values() for n in ("used", "max"))
+        used, most = (rows(samples, f"{ROWS}{n}NumBlocks").values() for n in ("used", "max"))
         return ServerLoad(
             running=_total(samples, f"{ROWS}numActiveRequests"),
             waiting=_whole(samples.get(f'{ROWS}numQueuedRequests{{rank="0"}}')),
             kv_cache_use=sum(used) / sum(most) if sum(most) else None,
         )
-    kv = _rows(samples, "kv_cache_utilization").values()
+    kv = rows(samples, *_names("kv_cache_utilization")).values()
     return ServerLoad(
         running=_total(samples, "num_requests_running"),
         waiting=_total(samples, "num_requests_waiting"),
@@ -118,13 +127,9 @@ def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFa
     )
 
 
-def _rows(samples: Mapping[str, float], family: str) -> dict[str, float]:
-    """Series of exactly this family, with or without the prefix."""
-    return {
-        row: value
-        for row, value in samples.items()
-        if row.partition("{")[0].removeprefix("trtllm_") == family
-    }
+def _names(family: str) -> tuple[str, str]:
+    """With the prefix, and without it."""
+    return f"trtllm_{family}", family
 
 
 def _whole(value: float | None) -> int | None:
@@ -137,20 +142,11 @@ def _number(label: str | None, most: int) -> int | None:
 
 
 def _total(samples: Mapping[str, float], family: str) -> int | None:
-    rows = _rows(samples, family)
-    return round(sum(rows.values())) if rows else None
-
-
-def _by_position(samples: Mapping[str, float], family: str) -> tuple[int, ...] | None:
-    found: Counter[int] = Counter()
-    for series, value in _rows(samples, family).items():
-        if at := re.search(r'[{,]token_position="(\d{1,3})"', series):
-            found[int(at[1])] += round(value)
-    return tuple(found[j] for j in range(max(found) + 1)) if found else None
+    return total(samples, *_names(family))
 
 
 def _labels(samples: Mapping[str, float], family: str) -> dict[str, str]:
-    series = next(iter(_rows(samples, family)), "")
+    series = next(iter(rows(samples, *_names(family))), "")
     return dict(re.findall(r'[{,](\w+)="((?:[^"\\]|\\.)*)"', series))
 
 
@@ -269,12 +265,10 @@ def speculative_config(spec: SpecConfig) -> dict[str, Any]:
     """`speculative_config` of the YAML. UserError: unknown, missing or contradicting settings."""
     kind, drafter, own = _METHODS[known_method(spec, tuple(_METHODS), "trtllm")]
     where = f"trtllm, method '{spec.method}'"
-    _refuse_foreign(spec, where)
+    refuse_ours(spec, _OURS, "trtllm")
+    _refuse_ending(spec, where)
     options = known_options(spec, frozenset(f"{_COMMON} {own}".split()), "trtllm")
-    if spec.draft_model is None and drafter:
-        raise UserError(f"{where}: expected draft_model, the drafter's id or path.")
-    if spec.draft_model is not None and not drafter:
-        raise UserError(f"{where} has no draft model; leave draft_model out.")
+    drafter_fits(spec, "required" if drafter else "none", "trtllm")
     depth, nodes = _shape(spec, options, where)
     # MTP alone takes its depth from the checkpoint.
     if depth is None and spec.method != "mtp":
@@ -294,11 +288,9 @@ def speculative_config(spec: SpecConfig) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if value is not None}
 
 
-def _refuse_foreign(spec: SpecConfig, where: str) -> None:
-    """Keys that are [spec]'s own, and those that end speculation for good in mid-run."""
+def _refuse_ending(spec: SpecConfig, where: str) -> None:
+    """Keys that end speculation for good in mid-run."""
     for key in spec.options:
-        if key in _OURS:
-            raise UserError(f"{where}, '{key}': this is '{_OURS[key]}' of the [spec] table itself.")
         if key.startswith("acceptance_"):
             raise UserError(
                 f"{where}, '{key}': it switches speculation off for good once acceptance falls, so "
@@ -402,14 +394,14 @@ def command(config: ServerConfig, port: int) -> list[str]:
         )
     argv = [*(config.executable or ("trtllm-serve",)), config.model]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--backend", "pytorch"]
-    flags = {
-        "--max_batch_size": config.max_running,
-        "--max_seq_len": config.max_model_len,
-        "--tp_size": config.tensor_parallel,
-        "--served_model_name": config.name,
-    }
-    for flag, value in flags.items():
-        argv += [] if value is None else [flag, str(value)]
+    argv += flags(
+        {
+            "--max_batch_size": config.max_running,
+            "--max_seq_len": config.max_model_len,
+            "--tp_size": config.tensor_parallel,
+            "--served_model_name": config.name,
+        }
+    )
     return [*argv, "--config", f"{FILES}/{_YAML}", *config.extra_args]
 
 
