@@ -21,6 +21,7 @@ from loadgen.types import (
     Broke,
     Chunk,
     Completed,
+    Depth,
     Outcome,
     Request,
     RequestRecord,
@@ -121,18 +122,9 @@ def _payload(block: bytes) -> bytes | None:
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 # Lists are made as long as these: a lie of two thousand million drafts must not cost memory.
 MOST_DRAFTED = 4096
-_Draft = Annotated[int, msgspec.Meta(ge=0, le=MOST_DRAFTED)]
 _Histogram = Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MOST_DRAFTED + 1)]
 _Answer = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
 _Ids = tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)], ...]
-
-
-class _RequestFigures(msgspec.Struct, gc=False):
-    num_spec_steps: _Count | None = None
-    total_accepted_draft_tokens: _Count | None = None
-    total_draft_tokens: _Count | None = None
-    num_spec_tokens: _Draft | None = None
-    acceptance_histogram: _Histogram | None = None
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -141,13 +133,40 @@ class _Delta(msgspec.Struct, gc=False):
     reasoning_content: str | None = None
 
 
+class _Speculative(msgspec.Struct, gc=False):
+    """Acceptance of one request: vLLM 0.32's `metrics.speculative_decoding`."""
+
+    num_spec_steps: _Count
+    num_accepted_draft_tokens: _Count
+    num_draft_tokens: _Count
+    num_spec_tokens: Depth | None = None
+    acceptance_histogram: _Histogram | None = None
+    per_step_drafted: tuple[Depth, ...] | None = None
+
+
+_TRTLLM = {
+    "num_accepted_draft_tokens": "total_accepted_draft_tokens",
+    "num_draft_tokens": "total_draft_tokens",
+}
+
+
+class _ChoiceSpeculative(msgspec.Struct, gc=False, rename=_TRTLLM):
+    """The same in a choice (TensorRT-LLM #19311); its steps are taken for those with a draft."""
+
+    num_spec_steps: _Count | None = None
+    num_accepted_draft_tokens: _Count | None = None
+    num_draft_tokens: _Count | None = None
+    num_spec_tokens: Depth | None = None
+    acceptance_histogram: _Histogram | None = None
+
+
 class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
     token_ids: _Ids | None = None
     avg_decoded_tokens_per_iter: float | None = None
-    speculative_decoding: _RequestFigures | None = None
+    speculative_decoding: _ChoiceSpeculative | None = None
 
 
 class _Details(msgspec.Struct, gc=False):
@@ -165,15 +184,6 @@ class _Timings(msgspec.Struct, gc=False):
     predicted_ms: float
     draft_n: _Count | None = None
     draft_n_accepted: _Count | None = None
-
-
-class _Speculative(msgspec.Struct, gc=False):
-    num_spec_steps: _Count
-    num_accepted_draft_tokens: _Count
-    num_draft_tokens: _Count
-    num_spec_tokens: _Draft | None = None
-    acceptance_histogram: _Histogram | None = None
-    per_step_drafted: tuple[_Draft, ...] | None = None
 
 
 class _Metrics(msgspec.Struct, gc=False):
@@ -203,9 +213,9 @@ def decode_openai(payload: bytes) -> Chunk:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ValueError(f"malformed event: {fault}") from None
     choice = event.choices[0] if event.choices else None
-    text, ids, finish, rate, own = "", None, None, None, None
+    text, ids, finish, rate = "", None, None, None
     if choice is not None:
-        rate, own = choice.avg_decoded_tokens_per_iter, choice.speculative_decoding
+        rate = choice.avg_decoded_tokens_per_iter
         ids, finish = choice.token_ids, choice.finish_reason
         if choice.text is not None:
             text = choice.text
@@ -213,7 +223,6 @@ def decode_openai(payload: bytes) -> Chunk:
             # Thinking comes in a field of its own, named in two ways; its tokens are output too.
             text = delta.content or delta.reasoning_content or delta.reasoning or ""
     usage = event.usage
-    metrics = event.metrics
     return Chunk(
         token_ids=ids,
         text=text,
@@ -235,42 +244,38 @@ def decode_openai(payload: bytes) -> Chunk:
             draft_tokens=event.timings.draft_n,
             accepted_tokens=event.timings.draft_n_accepted,
         ),
-        spec=_vllm_figures(metrics.speculative_decoding)
-        if metrics is not None and metrics.speculative_decoding is not None
-        else None
-        if own is None
-        else _trtllm_figures(own),
+        spec=_acceptance(event, choice),
         tokens_per_pass=rate,
         finish_reason=finish,
         error=None if event.error is None else _error_text(event.error),
     )
 
 
-def _vllm_figures(figures: _Speculative) -> SpecCounters:
-    """vLLM 0.32 counts here only steps that had a draft, before the cut at max_tokens."""
-    histogram = figures.acceptance_histogram
-    drafted = figures.per_step_drafted
+def _acceptance(event: _Event, choice: _Choice | None) -> SpecCounters | None:
+    """What the stream says of itself (vLLM), else what its choice says (TensorRT-LLM)."""
+    whole = event.metrics.speculative_decoding if event.metrics is not None else None
+    if whole is not None:
+        return _figures(whole, whole.per_step_drafted)
+    own = choice.speculative_decoding if choice is not None else None
+    return _figures(own) if own is not None else None
+
+
+def _figures(
+    told: _Speculative | _ChoiceSpeculative, drafted: tuple[int, ...] | None = None
+) -> SpecCounters:
+    """Only steps that had a draft are counted here, before the cut at max_tokens (vLLM 0.32).
+
+    `drafted`: draft tokens of each of those steps.
+    """
+    histogram = told.acceptance_histogram
     return SpecCounters(
-        drafts=figures.num_spec_steps,
-        draft_tokens=figures.num_draft_tokens,
-        draft_depth=figures.num_spec_tokens,
-        accepted_tokens=figures.num_accepted_draft_tokens,
+        drafts=told.num_spec_steps,
+        draft_tokens=told.num_draft_tokens,
+        draft_depth=told.num_spec_tokens,
+        accepted_tokens=told.num_accepted_draft_tokens,
         accepted_histogram=histogram,
         accepted_by_position=None if histogram is None else survivors(histogram),
         drafted_by_position=None if drafted is None else survivors(histogram_of(drafted)),
-    )
-
-
-def _trtllm_figures(figures: _RequestFigures) -> SpecCounters:
-    """Named as in TensorRT-LLM #19311; its steps are taken for steps that had a draft."""
-    histogram = figures.acceptance_histogram
-    return SpecCounters(
-        drafts=figures.num_spec_steps,
-        draft_tokens=figures.total_draft_tokens,
-        draft_depth=figures.num_spec_tokens,
-        accepted_tokens=figures.total_accepted_draft_tokens,
-        accepted_histogram=histogram,
-        accepted_by_position=None if histogram is None else survivors(histogram),
     )
 
 
