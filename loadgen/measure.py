@@ -33,7 +33,6 @@ from loadgen.plan import make_plan
 from loadgen.runner import Runner, Tokenize, fan_out
 from loadgen.store import Store, run_path
 from loadgen.tokens import prompts_digest
-from loadgen.transport import hide, secrets_of
 from loadgen.types import (
     U32,
     Caveat,
@@ -116,7 +115,6 @@ async def measure(
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
     with job.watch(plan) as view:
         observe = fan_out(store.append, (view,))
-        view(info)
         reason = await _recorded(target, job, plan, tokenize, observe, store, died)
     return store.path, reason
 
@@ -187,8 +185,7 @@ async def _recorded(
             with interrupts(runner.interrupt), _watched(runner, observe, died):
                 reason = await runner.run(plan)
     except BaseException as fault:
-        said = f"failed: {type(fault).__name__}: {fault}"
-        reason = hide(said, secrets_of(target.base_url, target.headers))[:300]
+        reason = target.hidden(f"failed: {type(fault).__name__}: {fault}")[:300]
         raise
     finally:
         with contextlib.suppress(DraftloadError):

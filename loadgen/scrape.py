@@ -17,8 +17,9 @@ from typing import Literal
 
 import aiohttp
 
-from loadgen.transport import bounded, environment_proxy, hide, secrets_of
+from loadgen.transport import bounded, environment_proxy, secrets_of
 from loadgen.types import LOST, Caveat, Engine, Observer, Snapshot
+from loadgen.written import hide
 
 MAX_PAGE_BYTES = 8 << 20
 SETTLE_POLL_S = 0.1
@@ -112,11 +113,11 @@ class Scraper:
             ):
                 body = await bounded(response, MAX_PAGE_BYTES + 1)
                 page = body.decode("utf-8", "replace")
-                drains = self._engine.drain is not None and page.lstrip().startswith("[")
-                why = _unusable(response, body, drains)
+                drain = self._engine.drain if page.lstrip().startswith("[") else None
+                why = _unusable(response, body, is_json=drain is not None)
                 if not why:
-                    if self._engine.drain is not None and drains:
-                        self._sums = self._engine.drain(page, self._sums or {})
+                    if drain is not None:
+                        self._sums = drain(page, self._sums or {})
                     return page
         except ValueError as fault:
             why = f"the metrics page was not what it should be: {fault}"
@@ -174,7 +175,7 @@ class Scraper:
                 self._observe(Snapshot(at_s=at_s, phase=phase, edge="tick", samples=samples))
 
 
-def _unusable(response: aiohttp.ClientResponse, body: bytes, is_json: bool) -> str:
+def _unusable(response: aiohttp.ClientResponse, body: bytes, *, is_json: bool) -> str:
     """Why this answer is no metrics page; "" where it is one.
 
     A page ends with a line end (text format 0.0.4): without one a value may be cut in half.

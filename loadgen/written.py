@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -146,25 +146,35 @@ def is_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
-def masked(words: Sequence[str], secrets: list[str] | None = None) -> tuple[str, ...]:
-    """Arguments with the values of flags such as `--api-key` and `--hf-token` taken out.
-
-    The values are added to `secrets`, if it is given.
-    """
-    kept: list[str] = []
-    hide = False
+def _marked(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each argument as it may be shown, and the secret in it or "": `--api-key K`, `--token=T`."""
+    value_of_secret = False
     for word in words:
         flag, equals, value = word.partition("=")
         secret = _SECRET_FLAG.search(flag) is not None
-        kept.append("***" if hide else f"{flag}=***" if secret and equals else word)
-        if secrets is not None and (hide or (secret and equals)):
-            secrets.append(word if hide else value)
-        hide = secret and not equals and not hide
-    return tuple(kept)
+        if value_of_secret:
+            yield "***", word
+        elif secret and equals:
+            yield f"{flag}=***", value
+        else:
+            yield word, ""
+        value_of_secret = secret and not equals and not value_of_secret
+
+
+def masked(words: Sequence[str]) -> tuple[str, ...]:
+    """Arguments with the values of flags such as `--api-key` and `--hf-token` taken out."""
+    return tuple(shown for shown, _ in _marked(words))
 
 
 def secret_values(argv: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
     """What of a command and its environment may be in no log and no error."""
     found = [value for name, value in env.items() if is_secret(name)]
-    masked(argv, found)
+    found += [secret for _, secret in _marked(argv)]
     return tuple(value for value in found if len(value) > 3)
+
+
+def hide(text: str, secrets: Sequence[str]) -> str:
+    """The text with every secret masked: servers echo keys and arguments, exceptions echo URLs."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
