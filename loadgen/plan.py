@@ -48,9 +48,8 @@ def make_plan(
             "check the dataset, its categories and its limit."
         )
     counts = [_count(scenario, load, prompts) or 0 for load in scenario.loads]
-    if (
-        total := scenario.repeats * (sum(counts) + len(counts) * scenario.warmup_requests)
-    ) > MOST_DIALOGUES:
+    total = scenario.repeats * (sum(counts) + len(counts) * scenario.warmup_requests)
+    if total > MOST_DIALOGUES:
         raise UserError(
             f"scenario {scenario.name}: {total:,} dialogues in all. Expected at most "
             f"{MOST_DIALOGUES:,}, as all are laid out ahead; give --duration instead of --requests."

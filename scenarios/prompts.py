@@ -218,7 +218,8 @@ def read_file(path: Path) -> tuple[Prompt, ...]:
     rows = _lines(sys.stdin.buffer, "standard input") if str(path) == "-" else _rows_of(path)
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
-    bucket = re.search(r"(?:^|[^0-9])(\d+k)(?:[^0-9a-z]|$)", str(path.name))
+    named = re.search(r"(?:^|[^0-9])(\d+k)(?:[^0-9a-z]|$)", path.name)
+    bucket = named[1] if named is not None else None
     for number, (place, row) in enumerate(rows, 1):
         reader = next((r for fields, r in _FORMATS if fields <= row.keys()), _own)
         prompt = reader(row, place)
@@ -228,14 +229,9 @@ def read_file(path: Path) -> tuple[Prompt, ...]:
                 f"{place}: id '{name}' stands already in {seen[name]}. Expected every id once."
             )
         seen[name] = place.rpartition(", ")[2]
-        tier_of = prompt.tier is not None and prompt.isl_bucket is None and bucket is not None
-        prompts.append(
-            msgspec.structs.replace(
-                prompt,
-                prompt_id=name,
-                isl_bucket=bucket[1] if tier_of and bucket is not None else prompt.isl_bucket,
-            )
-        )
+        if prompt.tier is not None and prompt.isl_bucket is None:
+            prompt = msgspec.structs.replace(prompt, isl_bucket=bucket)
+        prompts.append(msgspec.structs.replace(prompt, prompt_id=name))
     if not prompts:
         raise UserError(f"{path} is empty. Expected JSONL, one prompt a line.")
     return _grouped(prompts)
