@@ -14,7 +14,7 @@ from typing import Any
 
 from loadgen import __version__
 from servers import vllm
-from servers.simulated import NAMES, Batch, Iteration
+from servers.simulated import NAMES, Batch, Iteration, positions
 
 OWNED_BY = {"vllm": "draftload-simulator", "sglang": "sglang", "trtllm": "tensorrt_llm"}
 OWNED_BY |= {"llamacpp": "llamacpp"}
@@ -35,18 +35,8 @@ def _page(rows: Iterable[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _all(batch: Batch) -> Counter[str | int]:
-    return sum(batch.tallies.values(), Counter())
-
-
 def _held(batch: Batch) -> int:
     return sum(a.held for a in batch.running)
-
-
-def _positions(tally: Counter[str | int], k: int) -> tuple[int, list[int]]:
-    """Drafted steps, and of them those that accepted position 1 … k."""
-    histogram = [tally[j] for j in range(k + 1)] if k else []
-    return sum(histogram), [sum(histogram[j:]) for j in range(1, k + 1)]
 
 
 def models(batch: Batch, **more: Any) -> dict[str, Any]:
@@ -68,7 +58,7 @@ def llama_models(batch: Batch) -> dict[str, Any]:
 
 def vllm_page(batch: Batch) -> str:
     """vLLM's families (0.32), those of speculation only where there is any."""
-    settings, tally = batch.settings, _all(batch)
+    settings, tally = batch.settings, batch.overall()
     by = {"engine": "0", "model_name": batch.model}
     rows: list[Row] = [
         (vllm.RUNNING, "gauge", by, len(batch.running)),
@@ -84,7 +74,7 @@ def vllm_page(batch: Batch) -> str:
         labels = by | {"finished_reason": why}
         rows += [("vllm:request_success_total", "counter", labels, tally[why])]
     if settings.method != "none":
-        drafts, accepted = _positions(tally, settings.draft_depth)
+        drafts, accepted = positions(tally, settings.draft_depth)
         totals = {"drafts": drafts, "draft_tokens": tally["draft_tokens"]}
         totals["accepted_tokens"] = sum(accepted)
         rows += [(f"{vllm.SPEC}num_{n}_total", "counter", by, v) for n, v in totals.items()]
@@ -103,8 +93,8 @@ def sglang_page(batch: Batch) -> str:
     front = {"engine_type": "unified", "model_name": batch.model}
     ranks = front | {"moe_ep_rank": "0", "pp_rank": "0", "tp_rank": "0"}
     streaming = front | {"is_streaming": "true"}
-    held, tally = _held(batch), _all(batch)
-    verified = sum(_positions(done, k)[:1]) + done["undrafted"] if k else 0
+    held, tally = _held(batch), batch.overall()
+    verified = sum(positions(done, k)[:1]) + done["undrafted"] if k else 0
     gauges = {
         "num_running_reqs": len(batch.running),
         "num_queue_reqs": len(batch.waiting),
@@ -141,7 +131,7 @@ def sglang_page(batch: Batch) -> str:
 def server_info(batch: Batch) -> dict[str, Any]:
     settings, k = batch.settings, batch.settings.draft_depth
     algorithm = {"eagle3": "EAGLE3", "mtp": "EAGLE", "ngram": "NGRAM", "draft_model": "STANDALONE"}
-    figures = _positions(_all(batch), k)
+    figures = positions(batch.overall(), k)
     average = 1 + sum(figures[1]) / figures[0] if k and figures[0] else None
     return {
         "model_path": batch.model,
@@ -278,7 +268,7 @@ def trt_page(batch: Batch) -> str:
 
 
 def _trt_positions(done: Counter[str | int], k: int, by: Mapping[str, str]) -> list[Row]:
-    drafts, accepted = _positions(done, k)
+    drafts, accepted = positions(done, k)
     prefix = "trtllm_spec_decode_"
     rows: list[Row] = [
         (f"{prefix}num_draft_tokens_total", "counter", by, done["draft_tokens"]),
@@ -299,7 +289,7 @@ def _trt_positions(done: Counter[str | int], k: int, by: Mapping[str, str]) -> l
 def llama_page(batch: Batch) -> str:
     """Counters that move when a request ends; speculation's are zeros without it."""
     done = batch.done
-    drafts, accepted = _positions(done, batch.settings.draft_depth)
+    drafts, accepted = positions(done, batch.settings.draft_depth)
     spec = "llamacpp:spec_decode_num_"
     names = {
         "llamacpp:prompt_tokens_total": done["prompt_tokens"] - batch.prefix_hits,

@@ -436,12 +436,16 @@ def expected_steps(row: tuple[float, ...], coverage: float, size: int) -> tuple[
     return tuple(table)
 
 
+def positions(tally: Tally, depth: int) -> tuple[int, list[int]]:
+    """Drafted steps, and of them those that accepted position 1 … k."""
+    histogram = [tally[j] for j in range(depth + 1)] if depth else []
+    return sum(histogram), [sum(histogram[j:]) for j in range(1, depth + 1)]
+
+
 def told(tally: Tally, depth: int) -> dict[str, Any]:
     """A tally as `/truth` says it. `expected`: what the settings give for the answers that ended,
     cut where they were, preemption aside: a measured acceptance length scatters about it."""
-    histogram = [tally[j] for j in range(depth + 1)]
-    accepted = [sum(histogram[j:]) for j in range(1, depth + 1)]
-    drafts = sum(histogram)
+    drafts, accepted = positions(tally, depth)
     steps, requests, generated = drafts + tally["undrafted"], tally["requests"], tally["generated"]
     tokens, awaited = tally["ended_tokens"], tally["expected_steps"]
     return {
@@ -506,7 +510,7 @@ class Batch:
         self.rows: deque[Iteration] = deque(maxlen=1000)  # TensorRT-LLM's default ring
         self.step_times: defaultdict[int, list[float]] = defaultdict(lambda: [0, 0.0])
         self.decode_s = 0.0
-        self.window = (0, 0, 0)  # SGLang's gauges: accepted, steps, proposed at the last report
+        self.window = (0, 0)  # SGLang's gauges: accepted tokens and steps at the last report
         self.shown = (0.0, 0.0)
         identity = f"{settings.seed}/{settings.model}/{settings.method}/{settings.draft_depth}"
         self.factor = math.exp(random.Random(identity).gauss(0.0, settings.noise))
@@ -601,14 +605,17 @@ class Batch:
         self.done.update(answer.own)
 
     def _report(self) -> None:
-        tally = sum(self.tallies.values(), Counter())
-        figures = told(tally, self.settings.draft_depth)
-        now = (figures["accepted_tokens"], figures["steps"], figures["steps"])
-        accepted, steps, _ = (a - b for a, b in zip(now, self.window, strict=True))
+        figures = told(self.overall(), self.settings.draft_depth)
+        now = (figures["accepted_tokens"], figures["steps"])
+        accepted, steps = (a - b for a, b in zip(now, self.window, strict=True))
         self.window = now
         k = self.settings.draft_depth
         if steps and k:
             self.shown = (1 + accepted / steps, accepted / steps / k)
+
+    def overall(self) -> Tally:
+        """The tallies of all categories."""
+        return sum(self.tallies.values(), Counter())
 
     def _preempt(self) -> None:
         """The youngest go back to the head of the queue, to be computed anew (vLLM's recompute)."""
@@ -680,6 +687,6 @@ class Batch:
             "preemptions": self.preemptions,
             "decode_s": self.decode_s,
             "step_times": {str(n): times for n, times in sorted(self.step_times.items())},
-            "overall": told(sum(self.tallies.values(), Counter()), k),
+            "overall": told(self.overall(), k),
             "categories": {name: told(tally, k) for name, tally in sorted(self.tallies.items())},
         }
