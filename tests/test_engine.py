@@ -34,6 +34,7 @@ from loadgen.types import (
     Summary,
 )
 from servers import launch, llamacpp
+from tests.conftest import processes
 from tests.test_measure import job
 
 pytestmark = [
@@ -173,21 +174,6 @@ async def test_known_answer(model: str, tmp_path: Path) -> None:
     assert figures.acceptance_length_drafted == pytest.approx(expected, abs=error)
 
 
-def processes(word: str) -> set[int]:
-    """Processes with `word` in their arguments."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if word.encode() in words:
-                found.add(int(entry.name))
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 def test_kill_9_of_a_demo_leaves_no_server(model: str, tmp_path: Path) -> None:
     mine = tmp_path / "only-this-test.gguf"
     mine.symlink_to(model)
@@ -203,7 +189,7 @@ def test_kill_9_of_a_demo_leaves_no_server(model: str, tmp_path: Path) -> None:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert processes(str(mine)) - {process.pid}, "there is a server to leave behind"
+        assert set(processes(str(mine))) - {process.pid}, "there is a server to leave behind"
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=10)
         deadline = time.monotonic() + 20
