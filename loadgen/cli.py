@@ -142,7 +142,7 @@ def demo(
 
     The first run fetches a 135M model (93 MB) and says so.
 
-    Examples: draftload demo · draftload demo --quick · draftload demo --simulated -c 1,64,512
+    Examples: draftload demo · draftload demo --quick · draftload demo --simulated -c 1,32,512
     """
     from loadgen.measure import measure
     from scenarios import prompts as sets
@@ -152,10 +152,12 @@ def demo(
     if quick:
         scenario = msgspec.structs.replace(
             scenario,
-            dataset=Dataset(limit=1),
+            dataset=Dataset(limit=11),
             loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
             sampling=Sampling(max_output_tokens=32),
         )
+    if simulated and not quick and max_output_tokens is None:
+        max_output_tokens = 96  # below, a full batch spends its time on prefills
     scenario = _changed(scenario, concurrency=concurrency, max_output_tokens=max_output_tokens)
     slots = max(load.concurrency for load in scenario.loads)
     configs = _demo_servers(simulated, slots, model_file, _say(quiet))
@@ -187,7 +189,7 @@ def _demo_servers(
     if simulated:
         common: dict[str, Any] = {
             "engine": "simulated",
-            "model": "simulated-8b",
+            "model": "simulated-70b",
             "max_running": max(slots, 1),
         }
         return ServerConfig(**common), ServerConfig(
@@ -220,12 +222,18 @@ def run(
         str, typer.Option("--scenario", help="Name or TOML file; see `draftload scenarios`.")
     ] = "qualitative",
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", help="JSONL of your own prompts; - is stdin.")
+        Path | None,
+        typer.Option("--dataset", help="Prompts of your own: JSONL, JSON, parquet; - is stdin."),
     ] = None,
     category: Annotated[
         list[str] | None, typer.Option("--category", help="Only this category, repeatable.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Prompts a category.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Prompts in all, of every category in turn.")
+    ] = None,
+    skip_placeholders: Annotated[
+        bool, typer.Option("--skip-placeholders", help="Leave out SPEED-Bench rows without text.")
+    ] = False,
     concurrency: Concurrency = None,
     requests: Annotated[
         int | None,
@@ -303,6 +311,7 @@ def run(
         dataset=dataset,
         categories=tuple(category or ()),
         limit=limit,
+        skip_placeholders=skip_placeholders,
     )
     attach = Attach(
         engine=engine,
@@ -477,7 +486,7 @@ def scenarios() -> None:
 
     for name in sets.names():
         scenario = sets.scenario(name)
-        count = len(sets.read(scenario.dataset))
+        count = len(sets.read(scenario.dataset).prompts)
         loads = ",".join(str(load.concurrency) for load in scenario.loads)
         print(f"{name:<14}{scenario.description}")
         print(
@@ -523,8 +532,12 @@ def diversity_of(
     from reports.datasets import diversity as shown
     from scenarios import builtin, diversity, prompts
 
-    named = source in builtin.SETS or not (Path(source).suffix or "/" in source or source == "-")
-    found = builtin.read(source) if named else prompts.read_jsonl(Path(source))
+    path = Path(source)
+    is_path = source == "-" or path.suffix or "/" in source or path.exists()
+    if source in builtin.SETS or not is_path:
+        found = builtin.read(source)
+    else:
+        found = prompts.read(Dataset(kind="jsonl", path=source)).prompts
     texts = [diversity.text(prompt) for prompt in found]
     vectors, about, bound = _vectors(embedder, texts, model, api_key_file)
     bound = bound if near is None else near
@@ -551,13 +564,16 @@ def select(
     """
     from scenarios import diversity, prompts
 
-    if str(pool) == "-" or (out.exists() and out.samefile(pool)):
-        raise UserError(f"cannot copy rows from {pool} to {out}. Expected two files.")
-    found = prompts.read_jsonl(pool)
+    found = prompts.read(Dataset(kind="jsonl", path=str(pool))).prompts
+    lines = pool.read_bytes().split(b"\n") if pool.is_file() else ()
+    rows = [line for line in lines if line.strip()]
+    if len(rows) != len(found) or not rows[0].lstrip().startswith(b"{"):
+        raise UserError(f"cannot copy rows of {pool}. Expected a JSONL file, one prompt a line.")
+    if out.exists() and out.samefile(pool):
+        raise UserError(f"--out {out} is the pool itself. Expected another file.")
     texts = [diversity.text(prompt) for prompt in found]
     vectors, about, _ = _vectors(embedder, texts, model, api_key_file)
     chosen = diversity.chosen(found, vectors, per_category, seed)
-    rows = [line for line in pool.read_bytes().split(b"\n") if line.strip()]
     try:
         out.write_bytes(b"".join(rows[i] + b"\n" for i in chosen))
     except OSError as fault:
@@ -592,9 +608,13 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
     from reports.live import Live
     from scenarios import prompts as sets
 
+    asked = sets.read(scenario.dataset)
+    for caveat in asked.caveats:
+        _say(quiet)(f"{caveat.code}: {caveat.message}")
     return Job(
         scenario=scenario,
-        prompts=sets.read(scenario.dataset),
+        prompts=asked.prompts,
+        caveats=asked.caveats,
         warmup=sets.warmup(),
         engines=_engines(),
         out=out,
@@ -737,16 +757,16 @@ def _finish(ended: Sequence[tuple[Path, str]], show: Callable[[], Sequence[Summa
 
 
 def _engines() -> dict[str, Engine]:
-    """ENGINE of every file under servers/, by name."""
+    """ENGINE of every file under servers/ that has one, by name."""
     import importlib
     import pkgutil
 
     import servers
 
-    found = {}
+    found: dict[str, Engine] = {}
     for module in pkgutil.iter_modules(servers.__path__):
-        if module.name != "launch":
-            engine: Engine = importlib.import_module(f"servers.{module.name}").ENGINE
+        found_here = importlib.import_module(f"servers.{module.name}")
+        if engine := getattr(found_here, "ENGINE", None):
             found[engine.name] = engine
     return found
 
@@ -782,6 +802,7 @@ def _changed(
     dataset: Path | None = None,
     categories: tuple[str, ...] = (),
     limit: int | None = None,
+    skip_placeholders: bool = False,
 ) -> Scenario:
     """The scenario with what the flags say. UserError: a value that makes no sense."""
     for flag, number in (
@@ -807,7 +828,14 @@ def _changed(
     return put(
         scenario,
         **kept(
-            dataset=put(data, **kept(categories=categories or None, limit=limit)),
+            dataset=put(
+                data,
+                **kept(
+                    categories=categories or None,
+                    limit=limit,
+                    skip_placeholders=skip_placeholders or None,
+                ),
+            ),
             loads=_loads(concurrency),
             stop=put(
                 scenario.stop,

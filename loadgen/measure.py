@@ -74,7 +74,10 @@ class Attach:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to measure, and where to write it. `watch` makes an observer that shows progress."""
+    """What to measure, and where to write it. `watch` makes an observer that shows progress.
+
+    `caveats` are what is to be said of the prompts.
+    """
 
     scenario: Scenario
     prompts: tuple[Prompt, ...]
@@ -83,6 +86,7 @@ class Job:
     out: Path
     say: Callable[[str], None]
     watch: Callable[[Plan], AbstractContextManager[Observer]]
+    caveats: tuple[Caveat, ...] = ()
     attach: Attach = Attach()
     text: Literal["cut", "all", "none"] = "cut"
 
@@ -108,7 +112,7 @@ async def measure(
     spec = config.spec if config is not None else None
     remembers = spec is not None and _remembers(target.engine, spec)
     plan = make_plan(scenario, prompts, warmup, remembers=remembers)
-    info = run_info(scenario, target, plan, _reminder(remembers, plan))
+    info = run_info(scenario, target, plan, (*job.caveats, *_reminder(remembers, plan)))
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
     with job.watch(plan) as view:
         observe = fan_out(store.append, (view,))

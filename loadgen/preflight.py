@@ -187,7 +187,8 @@ def _info(
         state=state,
         draft_depth=depth or (facts.draft_depth if state != "off" else None),
         spec_reported=facts.spec_reported,
-        simulated=facts.simulated,
+        # The simulator in another engine's dialect is found as that engine.
+        simulated=facts.simulated or card.id.startswith("simulated-"),
         verified=engine.verified,
         gpus=config.gpus if config else None,
         config=config,

@@ -9,8 +9,9 @@ server.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise, repeat
 from typing import Annotated, Any
 
 import msgspec
@@ -41,32 +42,34 @@ _U32_MAX = 0xFFFFFFFF
 class SSE:
     """Splits a byte stream into the payloads of its events, however the bytes are cut."""
 
-    __slots__ = ("_parts", "_size")
+    __slots__ = ("_cr", "_parts", "_size")
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size = 0
+        self._cr = False  # a CR ended the last read: an LF that follows belongs to it
 
     def feed(self, data: bytes) -> list[bytes]:
         """The `data` payloads of all events that `data` completes. ValueError: event too long."""
         if (
             not self._parts
+            and not self._cr
             and data.startswith(b"data: ")
             and data.endswith(b"\n\n")
             and data.find(b"\n") == len(data) - 2
             and b"\r" not in data
         ):
             return [data[6:-2]]  # one whole event, as nearly every read is
-        if self._parts:
+        data = self._normalised(data)
+        if self._parts and data:
+            seam = self._parts[-1][-1:]
             self._parts.append(data)
             self._size += len(data)
-            if b"\n" not in data and b"\r" not in data:
+            if b"\n\n" not in seam + data:
                 return self._within_bounds()
             data = b"".join(self._parts)
             self._parts.clear()
             self._size = 0
-        if b"\r" in data:
-            data = self._normalise(data)
         *blocks, rest = data.split(b"\n\n")
         if rest:
             self._parts.append(rest)
@@ -84,14 +87,17 @@ class SSE:
         """A last event without its empty line: sent by servers that close in a hurry."""
         rest = b"".join(self._parts)
         self._parts.clear()
-        payload = _payload(rest.replace(b"\r", b"\n"))
+        payload = _payload(rest)
         return [payload] if payload is not None else []
 
-    def _normalise(self, data: bytes) -> bytes:
-        # A CR at the very end may be half of a CRLF: it waits for the next byte.
-        half = b"\r" if data.endswith(b"\r") else b""
-        data = data[: len(data) - len(half)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        return data + half
+    def _normalised(self, data: bytes) -> bytes:
+        if self._cr and data:
+            self._cr = False
+            data = data.removeprefix(b"\n")
+        if b"\r" in data:
+            self._cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data
 
     def _within_bounds(self) -> list[bytes]:
         if self._size > MAX_EVENT_BYTES:
@@ -113,6 +119,11 @@ def _payload(block: bytes) -> bytes | None:
 
 # A count below zero, or one that no array of ours holds, is a malformed event, never a figure.
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+# Lists are made as long as these: a lie of two thousand million drafts must not cost memory.
+MOST_DRAFTED = 4096
+_Draft = Annotated[int, msgspec.Meta(ge=0, le=MOST_DRAFTED)]
+_Histogram = Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MOST_DRAFTED + 1)]
+_Answer = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
 _Ids = tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)], ...]
 
 
@@ -120,8 +131,8 @@ class _RequestFigures(msgspec.Struct, gc=False):
     num_spec_steps: _Count | None = None
     total_accepted_draft_tokens: _Count | None = None
     total_draft_tokens: _Count | None = None
-    num_spec_tokens: _Count | None = None
-    acceptance_histogram: tuple[_Count, ...] | None = None
+    num_spec_tokens: _Draft | None = None
+    acceptance_histogram: _Histogram | None = None
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -150,7 +161,7 @@ class _Usage(msgspec.Struct, gc=False):
 
 
 class _Timings(msgspec.Struct, gc=False):
-    predicted_n: _Count
+    predicted_n: _Answer
     predicted_ms: float
     draft_n: _Count | None = None
     draft_n_accepted: _Count | None = None
@@ -160,9 +171,9 @@ class _Speculative(msgspec.Struct, gc=False):
     num_spec_steps: _Count
     num_accepted_draft_tokens: _Count
     num_draft_tokens: _Count
-    num_spec_tokens: _Count | None = None
-    acceptance_histogram: tuple[_Count, ...] | None = None
-    per_step_drafted: tuple[_Count, ...] | None = None
+    num_spec_tokens: _Draft | None = None
+    acceptance_histogram: _Histogram | None = None
+    per_step_drafted: tuple[_Draft, ...] | None = None
 
 
 class _Metrics(msgspec.Struct, gc=False):
@@ -246,9 +257,7 @@ def _vllm_figures(figures: _Speculative) -> SpecCounters:
         accepted_tokens=figures.num_accepted_draft_tokens,
         accepted_histogram=histogram,
         accepted_by_position=None if histogram is None else survivors(histogram),
-        drafted_by_position=None
-        if drafted is None
-        else tuple(sum(n > j for n in drafted) for j in range(max(drafted, default=0))),
+        drafted_by_position=None if drafted is None else survivors(histogram_of(drafted)),
     )
 
 
@@ -265,9 +274,15 @@ def _trtllm_figures(figures: _RequestFigures) -> SpecCounters:
     )
 
 
-def survivors(histogram: tuple[int, ...]) -> tuple[int, ...]:
+def survivors(histogram: Sequence[int]) -> tuple[int, ...]:
     """Steps by accepted count (index = accepted, from 0) → steps that accepted position j + 1."""
-    return tuple(sum(histogram[j:]) for j in range(1, len(histogram)))
+    return tuple(accumulate(reversed(histogram[1:])))[::-1]
+
+
+def histogram_of(counts: Sequence[int]) -> tuple[int, ...]:
+    """Counts from 0, one a step → steps by count."""
+    found = Counter(counts)
+    return tuple(found[n] for n in range(max(counts, default=0) + 1))
 
 
 def _error_text(error: object) -> str:
@@ -335,17 +350,20 @@ class _Steps:
         self._groups: list[int] = []  # tokens by predicted_ms
         self._drafted: list[int] = []  # draft tokens a group, 0 where it had no draft
         self._accepted: list[int] = []
-        self._ms = -1.0
+        self._ms: float | None = None
         self._before = (0, 0)
 
     def add(self, timings: Timings, tokens: int) -> None:
+        """ValueError: more drafted than any step can hold."""
         if timings.predicted_ms != self._ms:
-            self._ms = timings.predicted_ms
-            drafted, accepted = timings.draft_tokens or 0, timings.accepted_tokens or 0
+            before, now = self._before, (timings.draft_tokens or 0, timings.accepted_tokens or 0)
+            drafted, accepted = max(now[0] - before[0], 0), max(now[1] - before[1], 0)
+            if drafted > MOST_DRAFTED:
+                raise ValueError(f"{drafted} tokens drafted in one step")
+            self._ms, self._before = timings.predicted_ms, now
             self._groups.append(0)
-            self._drafted.append(drafted - self._before[0])
-            self._accepted.append(accepted - self._before[1])
-            self._before = drafted, accepted
+            self._drafted.append(drafted)
+            self._accepted.append(accepted)
         self._groups[-1] += tokens
 
     def passes(self) -> U32:
@@ -358,7 +376,7 @@ class _Steps:
             if late > 0:
                 found[-1] += late
                 tokens, spare, owed = tokens - late, spare - late, owed - late
-            found.extend([1] * max(spare, 0))
+            found.extend(repeat(1, max(spare, 0)))
             found.append(tokens - max(spare, 0))
             owed += max(-spare, 0)
         return found
@@ -370,17 +388,16 @@ class _Steps:
             # Nothing drafted and speculation off look alike here: acceptance knows which it is.
             return SpecCounters(steps=steps)
         depth = max(d for d, _ in drafts)
-        histogram = [0] * (depth + 1)
-        for _, accepted in drafts:
-            histogram[min(max(accepted, 0), depth)] += 1
+        kept = histogram_of([min(a, depth) for _, a in drafts])
+        histogram = (*kept, *[0] * (depth + 1 - len(kept)))
         return SpecCounters(
             steps=steps,
             drafts=len(drafts),
             draft_tokens=sum(d for d, _ in drafts),
             accepted_tokens=sum(a for _, a in drafts),
-            accepted_histogram=tuple(histogram),
-            accepted_by_position=survivors(tuple(histogram)),
-            drafted_by_position=tuple(sum(d > j for d, _ in drafts) for j in range(depth)),
+            accepted_histogram=histogram,
+            accepted_by_position=survivors(histogram),
+            drafted_by_position=survivors(histogram_of([d for d, _ in drafts])),
         )
 
 
@@ -595,10 +612,9 @@ class Tally:
     def _told_steps(self) -> int | None:
         """Decode steps from tokens per target pass, of which the prefill's is the first."""
         tokens = self.tokens or self._usage or 0
-        if self._rate is None or not 0 < self._rate <= tokens:
+        if self._rate is None or not 1 <= self._rate <= tokens:
             return None
-        passes = round(tokens / self._rate)
-        return passes - 1 if passes <= tokens else None
+        return round(tokens / self._rate) - 1
 
 
 def gaps_us(stamps: array[float], sent: float) -> U32:

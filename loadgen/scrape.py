@@ -22,6 +22,8 @@ from loadgen.types import LOST, Caveat, Engine, Observer, Snapshot
 
 MAX_PAGE_BYTES = 8 << 20
 SETTLE_POLL_S = 0.1
+BEYOND = 2.0**53
+"""A sample as large is no count: floats skip whole numbers from here on."""
 
 # name{labels} value [timestamp]: Prometheus text format 0.0.4. Comments never match.
 _SERIES = re.compile(
@@ -33,7 +35,7 @@ _SERIES = re.compile(
 def parse_page(page: str, prefixes: tuple[str, ...] = ()) -> dict[str, float]:
     """`name{labels}` → value, without histogram buckets and `_created` twins.
 
-    `prefixes` () keeps every family. Lines that are not series, and NaN, are left out.
+    `prefixes` () keeps every family. Lines that are not series, NaN and infinities are left out.
     """
     samples = {}
     for series, text in _SERIES.findall(page):
@@ -44,7 +46,7 @@ def parse_page(page: str, prefixes: tuple[str, ...] = ()) -> dict[str, float]:
             value = float(text)
         except ValueError:
             continue
-        if value == value:  # not NaN
+        if abs(value) < BEYOND:  # not NaN either
             samples[series] = value
     return samples
 

@@ -20,18 +20,20 @@ from loadgen.types import SpecConfig
 
 T = TypeVar("T")
 
-MAX_FILE_BYTES = 16 << 20
+MAX_FILE_BYTES = 1 << 20
 
 
 def read_toml(path: Path, kind: type[T]) -> T:
     """The file as one `kind`. UserError: unreadable, not TOML, or not of that shape."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)  # not by its size: a device has none
+        if len(text) > MAX_FILE_BYTES:
             raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB; expected a small TOML file.")
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(text.decode())
     except OSError as fault:
         raise UserError(f"cannot read {path}: {fault.strerror}. Expected a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise UserError(f"{path} is not valid TOML: {fault}.") from None
     try:
         return msgspec.convert(raw, kind)
@@ -39,14 +41,21 @@ def read_toml(path: Path, kind: type[T]) -> T:
         raise UserError(f"{path}: {explain(str(fault), kind)}") from None
 
 
-def decode_row(line: bytes, decoder: msgspec.json.Decoder[T], kind: type[T], place: str) -> T:
-    """One JSONL row. UserError, naming `place`: not JSON, or not of that shape."""
+def decode_row(line: bytes, decoder: msgspec.json.Decoder[T], place: str) -> T:
+    """One JSONL row, or a whole JSON file. UserError, naming `place` and column: not that JSON."""
     try:
         return decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        said = re.sub(r"\(byte (\d+)\)", lambda at: f"(column {int(at[1]) + 1})", str(fault))
+        raise UserError(f"{place}: not valid JSON: {said}. Expected one object a line.") from None
+
+
+def convert_row(row: Mapping[str, Any], kind: type[T], place: str) -> T:
+    """A row as one `kind`. UserError, naming `place`: not of that shape."""
+    try:
+        return msgspec.convert(row, kind)
     except msgspec.ValidationError as fault:
         raise UserError(f"{place}: {explain(str(fault), kind)}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        raise UserError(f"{place}: not valid JSON: {fault}. Expected one object a line.") from None
 
 
 def explain(fault: str, kind: type) -> str:

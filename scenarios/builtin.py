@@ -33,7 +33,7 @@ class BuiltIn:
 
 SETS: Mapping[str, BuiltIn] = {
     "qualitative": BuiltIn(
-        lambda: prompts.read_jsonl(prompts.BUILTIN),
+        lambda: prompts.read_file(prompts.BUILTIN),
         OWN,
         "SPEED-Bench's 11 semantic categories: how good is the draft, on which kind of text?",
     ),

@@ -149,6 +149,7 @@ async def _running(
     ours.setblocking(False)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
+    from loadgen.errors import UserError
     from loadgen.written import secret_values
 
     log = Log(reader, on_log, secret_values(argv, os.environ | config.env))
@@ -161,6 +162,8 @@ async def _running(
     try:
         try:
             process = await _supervisor(argv, config, stop_s, theirs, writer)
+        except (OSError, ValueError) as fault:  # too long a list, a NUL, an "=" in a name
+            raise UserError(f"cannot start {argv[0]!r} with these arguments: {fault}.") from None
         finally:
             theirs.close()
             os.close(writer)

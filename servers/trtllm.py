@@ -23,6 +23,8 @@ from loadgen.protocol import chat_wire, completions_wire
 from loadgen.types import (
     FILES,
     LOST,
+    Count,
+    Depth,
     Engine,
     Request,
     Sampling,
@@ -106,10 +108,10 @@ def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFa
     names = ("method", "draft tokens", "draft model")
     return ServerFacts(
         version=version if isinstance(version, str) else None,
-        max_model_len=_number(model.get("max_model_len")),
+        max_model_len=_number(model.get("max_model_len"), 1 << 30),
         max_running=_total(samples, "max_num_active_requests") or None,
         state="on" if told == "on" else "off" if told == "off" else "unknown",
-        draft_depth=_number(spec.get("spec_num_tokens")) if told == "on" else None,
+        draft_depth=_number(spec.get("spec_num_tokens"), 1000) if told == "on" else None,
         spec_reported=", ".join(f"{n} {p}" for n, p in zip(names, parts, strict=True) if p) or None
         if told == "on"
         else None,
@@ -129,8 +131,9 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def _number(label: str | None) -> int | None:
-    return int(label) if label is not None and label.isdecimal() and int(label) else None
+def _number(label: str | None, most: int) -> int | None:
+    known = label is not None and re.fullmatch(r"[1-9][0-9]{0,8}", label)
+    return int(label or 0) if known and int(label or 0) <= most else None
 
 
 def _total(samples: Mapping[str, float], family: str) -> int | None:
@@ -141,7 +144,7 @@ def _total(samples: Mapping[str, float], family: str) -> int | None:
 def _by_position(samples: Mapping[str, float], family: str) -> tuple[int, ...] | None:
     found: Counter[int] = Counter()
     for series, value in _rows(samples, family).items():
-        if at := re.search(r'[{,]token_position="(\d+)"', series):
+        if at := re.search(r'[{,]token_position="(\d{1,3})"', series):
             found[int(at[1])] += round(value)
     return tuple(found[j] for j in range(max(found) + 1)) if found else None
 
@@ -152,24 +155,24 @@ def _labels(samples: Mapping[str, float], family: str) -> dict[str, str]:
 
 
 class _Spec(msgspec.Struct, rename="camel"):
-    num_draft_tokens: int
-    num_accepted_tokens: int
-    num_requests_with_draft_tokens: int
+    num_draft_tokens: Count
+    num_accepted_tokens: Count
+    num_requests_with_draft_tokens: Count
 
 
 class _Cache(msgspec.Struct, rename="camel"):
-    used_num_blocks: int
-    max_num_blocks: int
+    used_num_blocks: Count
+    max_num_blocks: Count
 
 
 class _Row(msgspec.Struct, rename="camel"):
     """One iteration of one rank."""
 
-    iter: int
-    num_active_requests: int = 0
-    num_queued_requests: int = 0
-    num_completed_requests: int = 0
-    attention_dp_rank: int = 0
+    iter: Count
+    num_active_requests: Count = 0
+    num_queued_requests: Count = 0
+    num_completed_requests: Count = 0
+    attention_dp_rank: Depth = 0
     spec_decoding_stats: _Spec | None = None
     kv_cache_stats: _Cache | None = None
 
@@ -307,6 +310,12 @@ def _refuse_foreign(spec: SpecConfig, where: str) -> None:
 def _shape(spec: SpecConfig, options: Mapping[str, Any], where: str) -> tuple[int | None, ...]:
     """max_draft_len and max_total_draft_tokens: equal for a chain, depth and nodes for a tree."""
     choices, width = options.get("eagle_choices"), options.get("dynamic_tree_max_topK", 0)
+    if not isinstance(width, int):
+        raise UserError(f"{where}, dynamic_tree_max_topK = {width!r}: expected a whole number.")
+    if choices is not None and not (
+        isinstance(choices, list) and all(isinstance(path, list) for path in choices)
+    ):
+        raise UserError(f"{where}, eagle_choices = {choices!r}: expected a list of paths.")
     dynamic = bool(options.get("use_dynamic_tree", width))
     if choices is None and not dynamic and not width:
         depth = chain_depth(spec, "trtllm")
@@ -345,7 +354,7 @@ def _schedule(given: Any, where: str) -> dict[int, int]:
     """{batch size: draft length}; a key of a TOML table is text."""
     try:
         return {int(size): int(length) for size, length in given.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise UserError(
             f"{where}, draft_len_schedule = {given!r}: expected {{ batch size = draft length }}, "
             "as in { 4 = 5, 32 = 2 }."

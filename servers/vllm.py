@@ -76,7 +76,7 @@ def _total(samples: Mapping[str, float], family: str) -> int | None:
 def _by_position(samples: Mapping[str, float]) -> tuple[int, ...] | None:
     found: Counter[int] = Counter()
     for series, value in _rows(samples, f"{SPEC}num_accepted_tokens_per_pos_total").items():
-        if at := re.search(r'[{,]position="(\d+)"', series):
+        if at := re.search(r'[{,]position="(\d{1,3})"', series):
             found[int(at[1])] += round(value)
     return tuple(found[j] for j in range(max(found) + 1)) if found else None
 
@@ -146,7 +146,7 @@ def command(config: ServerConfig, port: int) -> list[str]:
     for flag, value in flags.items():
         argv += [] if value is None else [flag, str(value)]
     if config.spec is not None:
-        argv += ["--speculative-config", json.dumps(speculative_config(config.spec))]
+        argv += ["--speculative-config", json.dumps(speculative_config(config.spec), default=str)]
         # Without a speculative config this flag stops the server from starting (0.33.0).
         if config.spec.options.get(_PER_REQUEST, True):
             argv += ["--per-request-spec-decode-metrics", "detailed"]
@@ -168,6 +168,6 @@ ENGINE = Engine(
     remembers=lambda method: method == "suffix",
     methods=tuple(_METHODS),
     command=command,
-    verified="metrics and streams seen on vLLM 0.32.0 (CPU build), 2026-11-24; launch flags read "
-    "in 0.33.0, not verified on a live server",
+    verified="0.32.0 (CPU build) live with none, ngram and draft_model, 2026-11-24; other methods, "
+    "and flags read in 0.33.0, not verified on a live server",
 )

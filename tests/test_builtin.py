@@ -102,11 +102,13 @@ def test_select_copies_rows_and_leaves_the_twins(pool: Path, tmp_path: Path) -> 
         (["diversity", "qualitatif"], "did you mean 'qualitative'"),
         (["diversity", "qualitative", "--embedder", "lexcal"], "did you mean 'lexical'"),
         (["diversity", "none.jsonl"], "cannot read none.jsonl"),
-        (["select", "pool.jsonl", "--out", "pool.jsonl"], "Expected two files"),
+        (["select", "pool.jsonl", "--out", "pool.jsonl"], "is the pool itself"),
+        (["select", "array.jsonl", "--out", "x"], "cannot copy rows of array.jsonl"),
         (["select", "pool.jsonl", "--out", "x", "--per-category", "99"], "has 24 prompts, and 99"),
     ],
 )
 def test_a_wrong_word_is_exit_2(pool: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "array.jsonl").write_text('[{"prompt": "a"}]')
     done = draftload("datasets", *words, cwd=tmp_path)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())

@@ -73,7 +73,7 @@ async def run(
 def scenario(tokens: int, *, ignore_eos: bool, requests: int, load: int = 4) -> Scenario:
     return Scenario(
         name="engine",
-        dataset=Dataset(limit=2),
+        dataset=Dataset(limit=22),
         loads=(ClosedLoop(concurrency=load),),
         stop=Stop(requests=requests),
         sampling=Sampling(max_output_tokens=tokens, ignore_eos=ignore_eos),
@@ -113,7 +113,7 @@ async def test_steps_close_with_overrun_where_answers_end_by_themselves(
     model: str, tmp_path: Path
 ) -> None:
     """Without ignore_eos: S = T + O − R − A, O at most k a stopped request."""
-    asked = scenario(160, ignore_eos=False, requests=12)
+    asked = scenario(160, ignore_eos=False, requests=22)
     summary, records = await run(model, NGRAM, asked, tmp_path)
     figures, counters = source(summary, PER_REQUEST), source(summary, COUNTERS)
     measured = completed([r for r in records if r.phase == summary.phases[0].name])
