@@ -101,6 +101,13 @@ StartTimeout = Annotated[
 ]
 
 
+Embedder = Annotated[
+    str,
+    typer.Option(
+        "--embedder", help="lexical, local (extra [embed]) or the URL of an embeddings server."
+    ),
+]
+
 # ── commands ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -486,6 +493,113 @@ def scenarios() -> None:
             f"{'':<14}{count} prompts, -c {loads}, "
             f"≤ {scenario.sampling.max_output_tokens} tokens, T {scenario.sampling.temperature:g}"
         )
+
+
+# ── datasets ─────────────────────────────────────────────────────────────────────────────────────
+
+datasets = typer.Typer(rich_markup_mode=None)
+app.add_typer(datasets, name="datasets", short_help="The prompts that come with draftload.")
+
+
+@datasets.callback(invoke_without_command=True)
+def _datasets(context: typer.Context) -> None:
+    """The sets of prompts that come with draftload; how diverse a set is, and a diverse choice.
+
+    Examples: draftload datasets · draftload datasets diversity qualitative
+    """
+    if context.invoked_subcommand is None:
+        from reports.datasets import listing
+        from scenarios import builtin
+
+        _print(listing([builtin.facts(name) for name in builtin.SETS], _study([], [])))
+
+
+@datasets.command(name="diversity", short_help="How unlike a set's prompts are, by category.")
+def diversity_of(
+    source: Annotated[str, typer.Argument(metavar="FILE|NAME", help="JSONL or built-in set.")],
+    embedder: Embedder = "lexical",
+    pairs: Annotated[int, typer.Option("--pairs", min=0, help="Nearest pairs to show.")] = 10,
+    near: Annotated[
+        float | None, typer.Option("--near", help="Count pairs at or over this cosine.")
+    ] = None,
+    model: Model = None,
+    api_key_file: ApiKeyFile = None,
+) -> None:
+    """Mean pairwise cosine by category, nearest pairs, lengths in words.
+
+    Example: draftload datasets diversity qualitative --embedder local --pairs 20
+    """
+    from reports.datasets import diversity as shown
+    from scenarios import builtin, diversity, prompts
+
+    path = Path(source)
+    is_path = source == "-" or path.suffix or "/" in source or path.exists()
+    if source in builtin.SETS or not is_path:
+        found = builtin.read(source)
+    else:
+        found = prompts.read(Dataset(kind="jsonl", path=source)).prompts
+    texts = [diversity.text(prompt) for prompt in found]
+    vectors, about, bound = _vectors(embedder, texts, model, api_key_file)
+    bound = bound if near is None else near
+    said = diversity.measured(
+        found, vectors, source=source, embedder=about, pairs=pairs, bound=bound
+    )
+    _print(shown(said, _study([], [])))
+
+
+@datasets.command(short_help="The most diverse prompts of a pool, by category.")
+def select(
+    pool: Annotated[Path, typer.Argument(help="JSONL of candidates.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL to write.")],
+    per_category: Annotated[int, typer.Option("--per-category", help="Prompts to keep.")] = 80,
+    embedder: Embedder = "lexical",
+    seed: Annotated[int, typer.Option("--seed", help="Picks each category's first.")] = 0,
+    model: Model = None,
+    api_key_file: ApiKeyFile = None,
+) -> None:
+    """Keep of each category the prompts least like one another: SPEED-Bench's selection, greedy
+    and then by swaps. Rows are copied as they stand.
+
+    Example: draftload datasets select pool.jsonl --per-category 80 --out chosen.jsonl
+    """
+    from scenarios import diversity, prompts
+
+    found = prompts.read(Dataset(kind="jsonl", path=str(pool))).prompts
+    lines = pool.read_bytes().split(b"\n") if pool.is_file() else ()
+    rows = [line for line in lines if line.strip()]
+    if len(rows) != len(found) or not rows[0].lstrip().startswith(b"{"):
+        raise UserError(f"cannot copy rows of {pool}. Expected a JSONL file, one prompt a line.")
+    if out.exists() and out.samefile(pool):
+        raise UserError(f"--out {out} is the pool itself. Expected another file.")
+    texts = [diversity.text(prompt) for prompt in found]
+    vectors, about, _ = _vectors(embedder, texts, model, api_key_file)
+    chosen = diversity.chosen(found, vectors, per_category, seed)
+    try:
+        out.write_bytes(b"".join(rows[i] + b"\n" for i in chosen))
+    except OSError as fault:
+        raise UserError(f"cannot write {out}: {fault.strerror}.") from None
+    print(f"{out}: {len(chosen)} of {len(found)} prompts; embedder: {about}", file=sys.stderr)
+
+
+def _vectors(
+    embedder: str, texts: Sequence[str], model: str | None, key_file: Path | None
+) -> tuple[Any, str, float | None]:
+    """Vectors of the texts, what made them, and from which cosine on it sees near-duplicates."""
+    from scenarios import embedders
+
+    print(f"embedding {len(texts)} prompts …", file=sys.stderr)
+    if embedder in embedders.LOCAL:
+        embed, about, bound = embedders.LOCAL[embedder]
+        return embed(texts), about, bound
+    if not embedder.startswith(("http://", "https://")):
+        hint = nearest(embedder, embedders.LOCAL) or "."
+        raise UserError(f"unknown embedder '{embedder}'{hint} Expected lexical, local or a URL.")
+    from loadgen.embed import embedded
+    from loadgen.preflight import without_secrets
+
+    work = embedded(embedder, texts, model=model, headers=_headers(None, key_file))
+    about = f"{model or 'the model'} at {without_secrets(embedder)}"
+    return _run(work), about, None
 
 
 def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any) -> Any:

@@ -782,3 +782,55 @@ class Study:
     comparison: Comparison | None = None
     width: int = 100
     color: bool = False
+
+
+# ── sets of prompts ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFacts:
+    """What a built-in set holds. `scripts` are writing systems, the most frequent first."""
+
+    name: str
+    description: str
+    licence: str
+    prompts: int
+    turns: int
+    multi_turn: int
+    categories: Mapping[str, int]
+    subcategories: int
+    scripts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two prompts, their ids and the beginnings of their texts; `cosine` −1…1."""
+
+    cosine: float
+    ids: tuple[str, str]
+    texts: tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A category, or all: `cosine` is the mean over its pairs, None for one prompt."""
+
+    category: str
+    prompts: int
+    multi_turn: int
+    words: Distribution
+    cosine: float | None
+    nearest: Pair | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diversity:
+    """How unlike the prompts of a set are. `near_duplicates` are pairs at or over `bound`."""
+
+    source: str
+    embedder: str
+    categories: tuple[Spread, ...]
+    whole: Spread
+    pairs: tuple[Pair, ...]
+    bound: float | None = None
+    near_duplicates: int | None = None
