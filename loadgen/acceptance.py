@@ -4,14 +4,16 @@ The arithmetic (DESIGN §4): over R requests that delivered T tokens in S decode
 had a draft and A draft tokens were accepted, T + O = R + S + A, where O are tokens emitted past the
 end of a request and never delivered. Acceptance length = (T − R) ÷ S, pooled over steps, and
 = 1 + coverage × (AL where drafted − 1) − O ÷ S. R stands for the tokens of the prefills, one a
-request on every engine seen; where passes are known, what they really held is taken. Where S has no
-source, AL is a range for O = 0 … k·R. Never derived from text, never from an acceptance rate. Must
-not: mix client tokens with server steps unless every request in the window completed.
+request on every engine seen; where passes are known, what they really held is taken. Steps that the
+server counted itself (SGLang) come before any other; over a window its own T and R go with them.
+Where S has no source, AL is a range for O = 0 … k·R. Never derived from text, never from an
+acceptance rate. Must not: mix client tokens with server steps unless every request in the window
+completed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Literal
 
@@ -25,6 +27,7 @@ COUNTERS = "server counters"
 CHUNKS = "chunks"
 STEPS_FROM_TIMINGS = "groups of equal predicted_ms"
 STEPS_FROM_CHUNKS = "token-carrying chunks"
+STEPS_FROM_SERVER = "verify steps counted by the server"
 
 TOLERANCE = 0.01
 """Two sources of steps that differ by more than this share disprove chunks as steps."""
@@ -52,12 +55,15 @@ def acceptance(
     disproved = chunks_disproved(records, engine, depth)
     steps = [None if disproved else steps_of(r, engine) for r in records]
     sources = []
-    if all(r.spec is not None for r in records):
+    told = [r.spec is not None for r in records]
+    # A one-token answer has no decode step, and SGLang then sends no figures.
+    if any(told) and all(t or r.osl_tokens <= 1 for t, r in zip(told, records, strict=True)):
         total = summed(r.spec for r in records if r.spec is not None)
         sources.append(
             _build(PER_REQUEST, records, steps, _known(total, state), state, depth, engine)
         )
-    if counters is not None and counters.drafts is not None and whole_window:
+    counted = counters is not None and (counters.drafts is not None or bool(counters.steps))
+    if counters is not None and counted and whole_window:
         sources.append(_build(COUNTERS, records, steps, counters, state, depth, engine))
     elif engine.metrics_path is not None:
         why = counters_missing or "not every request of the window completed"
@@ -79,11 +85,19 @@ def steps_of(record: RequestRecord, engine: Engine) -> U32 | None:
     return record.chunk_tokens if engine.chunk_is_step is not False else None
 
 
+def decode_steps(record: RequestRecord, engine: Engine, disproved: bool) -> int | None:
+    """Decode steps of a request: the server's own count, else its passes without the prefill."""
+    if record.spec is not None and record.spec.steps is not None and record.step_tokens is None:
+        return record.spec.steps
+    passes = None if disproved else steps_of(record, engine)
+    return None if passes is None else max(len(passes) - 1, 0)
+
+
 def chunks_disproved(records: Sequence[RequestRecord], engine: Engine, depth: int | None) -> str:
     """Why a chunk is not a step in these records; "" while nothing says so.
 
-    Disproved by a chunk of more than k + 1 tokens, or by a step count outside what the per-request
-    figures allow, S = T + O − R − A for O in 0 … k·R, by more than 1 %.
+    Disproved by a chunk of more than k + 1 tokens, or by a step count that is off by more than 1 %
+    from the server's own, or from what the accepted tokens allow: T + O − R − A for O in 0 … k·R.
     """
     if engine.chunk_is_step is False:
         return ""
@@ -93,9 +107,13 @@ def chunks_disproved(records: Sequence[RequestRecord], engine: Engine, depth: in
     largest = max(max(r.chunk_tokens or (0,)) for r in chunked)
     if depth is not None and largest > depth + 1:
         return f"a chunk held {largest} tokens, more than k + 1 = {depth + 1}"
+    seen = sum(len(r.chunk_tokens or ()) - 1 for r in chunked)
+    counted = [r.spec.steps for r in chunked if r.spec is not None and r.step_tokens is None]
+    steps = _total(counted) if len(counted) == len(chunked) else None
+    if steps is not None and abs(seen - steps) > TOLERANCE * steps:
+        return f"{seen} chunks after the first, where the server counted {steps} decode steps"
     with_figures = [r for r in chunked if r.spec is not None and r.spec.accepted_tokens is not None]
     if len(with_figures) == len(chunked) and depth is not None:
-        seen = sum(len(r.chunk_tokens or ()) - 1 for r in chunked)
         delivered = sum(r.osl_tokens for r in chunked) - len(chunked)
         fewest = delivered - sum((r.spec.accepted_tokens or 0) for r in chunked if r.spec)
         most = fewest + depth * len(chunked)
@@ -108,18 +126,18 @@ def summed(figures: Iterable[SpecCounters]) -> SpecCounters:
     """Sums of per-request figures; a field that any request lacks is None, but for drafts.
 
     A request that drafted nothing may leave its draft figures out (llama.cpp); it counts as zero
-    beside others that have them.
+    beside others that have them. SGLang tells accepted tokens and steps, but no drafts.
     """
     parts = list(figures)
-    drafted = [p for p in parts if p.drafts is not None]
+    drafted = [p for p in parts if p.accepted_tokens is not None]
     steps = [p.steps for p in parts]
     if not drafted:
         return SpecCounters(steps=_total(steps))
-    accepted = [p.accepted_by_position for p in drafted if p.drafts]
-    by_draft = [p.drafted_by_position for p in drafted if p.drafts]
+    accepted = [p.accepted_by_position for p in drafted if p.drafts != 0]
+    by_draft = [p.drafted_by_position for p in drafted if p.drafts != 0]
     return SpecCounters(
         steps=_total(steps),
-        drafts=sum(p.drafts or 0 for p in drafted),
+        drafts=_total([p.drafts for p in drafted]),
         draft_tokens=_total([p.draft_tokens for p in drafted]),
         accepted_tokens=_total([p.accepted_tokens for p in drafted]),
         accepted_by_position=_columns(accepted),
@@ -141,7 +159,7 @@ def _columns(rows: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
 
 def _known(total: SpecCounters, state: State) -> SpecCounters:
     """With speculation known to be on, no draft figures anywhere means that nothing was drafted."""
-    if total.drafts is None and state == "on":
+    if total.drafts is None and total.accepted_tokens is None and state == "on":
         return SpecCounters(steps=total.steps, drafts=0, draft_tokens=0, accepted_tokens=0)
     return total
 
@@ -160,12 +178,18 @@ def _build(
     drafts, accepted = figures.drafts, figures.accepted_tokens
     known = [passes for passes in steps if passes is not None]
     count = sum(max(len(p) - 1, 0) for p in known) if len(known) == len(records) else None
+    prefill = sum(p[0] for p in known if p)
+    counted = figures.steps is not None and not _timed(records)
+    if counted:
+        count, prefill = figures.steps, requests
+        if figures.generated_tokens is not None and figures.requests is not None:
+            tokens, prefill = figures.generated_tokens, figures.requests
     length, limits, why = None, None, ""
     overrun = None
     if count:
-        prefill = sum(p[0] for p in known if p)
         length = (tokens - prefill) / count
-        limits = _interval(records, steps, depth)
+        per_request = counted and source == PER_REQUEST
+        limits = _interval(_counted(records) if per_request else _passed(records, steps), depth)
         if accepted is not None:
             overrun = prefill + count + accepted - tokens
     elif accepted is not None:
@@ -180,7 +204,7 @@ def _build(
     return Acceptance(
         source=source,
         state="on" if drafts else state,
-        steps_source=_steps_source(records) if count else None,
+        steps_source=(STEPS_FROM_SERVER if counted else _steps_source(records)) if count else None,
         acceptance_length=length,
         interval=limits,
         acceptance_length_drafted=1 + accepted / drafts
@@ -227,7 +251,7 @@ def _from_chunks(
         state=state,
         steps_source=STEPS_FROM_CHUNKS,
         acceptance_length=None if impossible else length,
-        interval=None if why or impossible else _interval(records, chunks, depth),
+        interval=None if why or impossible else _interval(_passed(records, chunks), depth),
         acceptance_length_by_dialogue=None
         if why or impossible
         else by_dialogue(records, [r.chunk_tokens for r in records], engine),
@@ -244,9 +268,12 @@ def _confirmed(records: Sequence[RequestRecord], depth: int | None) -> bool:
     )
 
 
+def _timed(records: Sequence[RequestRecord]) -> bool:
+    return all(r.step_tokens is not None for r in records)
+
+
 def _steps_source(records: Sequence[RequestRecord]) -> str:
-    timed = all(r.step_tokens is not None for r in records)
-    return STEPS_FROM_TIMINGS if timed else STEPS_FROM_CHUNKS
+    return STEPS_FROM_TIMINGS if _timed(records) else STEPS_FROM_CHUNKS
 
 
 def _impossible(length: float | None, coverage: float | None, depth: int | None) -> str:
@@ -270,16 +297,29 @@ def _range(decoded: int, accepted: int, requests: int, depth: int | None) -> Int
     )
 
 
-def _interval(
-    records: Sequence[RequestRecord], steps: Sequence[U32 | None], depth: int | None
-) -> Interval | None:
+_Decoded = Iterator[tuple[str, int, int]]
+"""Requests as dialogue, tokens delivered after the prefill, decode steps."""
+
+
+def _passed(records: Sequence[RequestRecord], steps: Sequence[U32 | None]) -> _Decoded:
+    for r, passes in zip(records, steps, strict=False):
+        if passes:
+            yield r.dialogue_id, r.osl_tokens - passes[0], len(passes) - 1
+
+
+def _counted(records: Sequence[RequestRecord]) -> _Decoded:
+    for r in records:
+        steps = r.spec.steps if r.spec is not None else None
+        yield r.dialogue_id, max(r.osl_tokens - 1, 0), steps or 0
+
+
+def _interval(decoded: _Decoded, depth: int | None) -> Interval | None:
     """Over dialogues, of delivered decode tokens ÷ decode steps."""
     sums: dict[str, list[float]] = {}
-    for record, passes in zip(records, steps, strict=False):
-        if passes:
-            dialogue = sums.setdefault(record.dialogue_id, [0.0, 0.0])
-            dialogue[0] += record.osl_tokens - passes[0]
-            dialogue[1] += len(passes) - 1
+    for dialogue_id, tokens, steps in decoded:
+        dialogue = sums.setdefault(dialogue_id, [0.0, 0.0])
+        dialogue[0] += tokens
+        dialogue[1] += steps
     found = interval(list(zip(*sums.values(), strict=True)), ratio) if sums else None
     if found is None:
         return None
@@ -289,8 +329,9 @@ def _interval(
 
 
 def _joint(figures: SpecCounters, depth: int | None) -> tuple[float, ...] | None:
-    """Accepted at position j ÷ drafts, dense over 1 … k."""
+    """Accepted at position j ÷ drafts, dense over 1 … k; ÷ steps where drafts are not told."""
     accepted, drafts = figures.accepted_by_position, figures.drafts
+    drafts = figures.steps if drafts is None else drafts
     if accepted is None or not drafts:
         return None
     length = max(len(accepted), depth or 0)

@@ -428,6 +428,8 @@ class Tally:
         if chunk.error is not None:
             self.error = chunk.error
             return
+        if chunk.tokens_so_far is not None:
+            chunk = self._grown(chunk, chunk.tokens_so_far)
         tokens = self._count(chunk)
         if tokens:
             self._stamps.append(stamp)
@@ -452,6 +454,15 @@ class Tally:
                 self.prompt_tokens = usage.prompt_tokens
             if usage.cached_tokens is not None:
                 self.cached_tokens = usage.cached_tokens
+
+    def _grown(self, chunk: Chunk, so_far: int) -> Chunk:
+        """The chunk with only its new ids: the last ones, whether it holds all ids or the new."""
+        ids = chunk.token_ids or ()
+        if len(ids) == so_far:
+            self._text.clear()  # the chunk holds the whole answer, its text too
+        return msgspec.structs.replace(
+            chunk, token_ids=ids[max(len(ids) - max(so_far - self.tokens, 0), 0) :]
+        )
 
     def _count(self, chunk: Chunk) -> int:
         """Tokens this chunk brought, 0 where none or unknown."""
