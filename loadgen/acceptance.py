@@ -59,9 +59,8 @@ def acceptance(
     # A one-token answer has no decode step, and SGLang then sends no figures.
     if any(told) and all(t or r.osl_tokens <= 1 for t, r in zip(told, records, strict=True)):
         total = summed(r.spec for r in records if r.spec is not None)
-        sources.append(
-            _build(PER_REQUEST, records, steps, _known(total, state), state, depth, engine)
-        )
+        total = _known(total, state) if _timed(records) else total
+        sources.append(_build(PER_REQUEST, records, steps, total, state, depth, engine))
     counted = counters is not None and (counters.drafts is not None or bool(counters.steps))
     if counters is not None and counted and whole_window:
         sources.append(_build(COUNTERS, records, steps, counters, state, depth, engine))
@@ -159,7 +158,7 @@ def _columns(rows: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
 
 def _known(total: SpecCounters, state: State) -> SpecCounters:
     """With speculation known to be on, no draft figures anywhere means that nothing was drafted."""
-    if total.drafts is None and total.accepted_tokens is None and state == "on":
+    if total.drafts is None and state == "on":
         return SpecCounters(steps=total.steps, drafts=0, draft_tokens=0, accepted_tokens=0)
     return total
 

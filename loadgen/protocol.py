@@ -211,7 +211,7 @@ def decode_openai(payload: bytes) -> Chunk:
         if metrics is not None and metrics.speculative_decoding is not None
         else None,
         finish_reason=finish,
-        error=None if event.error is None else _error_text(event.error),
+        error=None if event.error is None else error_text(event.error),
     )
 
 
@@ -237,7 +237,8 @@ def survivors(histogram: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sum(histogram[j:]) for j in range(1, len(histogram)))
 
 
-def _error_text(error: object) -> str:
+def error_text(error: object) -> str:
+    """What an `error` member says: its message where it has one."""
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         return str(error["message"])
     return str(error)

@@ -105,14 +105,15 @@ class Scraper:
     ) -> None:
         """A snapshot of an idle server whose counters have come to rest, waited for up to a bound.
 
-        At rest: nothing running or waiting, and two scrapes in a row agree.
+        At rest: nothing running or waiting (or, where those gauges go stale, nothing worked on),
+        and two scrapes in a row agree.
         """
         before: dict[str, float] | None = None
         deadline = perf_counter() + patience_s
         while (page := await self.page()) is not None:
             samples = parse_page(page)
             load = self._engine.load(samples)
-            busy = bool(load.running or load.waiting)
+            busy = self._engine.work is None and bool(load.running or load.waiting)
             settled = not busy and samples_agree(before, samples, self._engine)
             late = perf_counter() > deadline
             if settled or late:
@@ -138,4 +139,7 @@ class Scraper:
 
 def samples_agree(before: dict[str, float] | None, now: dict[str, float], engine: Engine) -> bool:
     """The engine's speculation and token counters did not move between two scrapes."""
-    return before is not None and engine.counters(before) == engine.counters(now)
+    if before is None or engine.counters(before) != engine.counters(now):
+        return False
+    work = engine.work
+    return work is None or all(before.get(s) == n for s, n in now.items() if s.startswith(work))

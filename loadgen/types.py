@@ -468,12 +468,13 @@ class Engine:
     """What differs between engines: functions and facts, one value a file under `servers/`.
 
     `wires` by API; a third, "generate", is another way to send ids, which preflight takes where the
-    server tells more on it. counters(samples) maps a raw metrics page to cumulative SpecCounters; load(samples) to the
-    queue. `chunk_is_step`: True when one token-carrying chunk is one decode step of the request
+    server tells more on it. counters(samples) maps a raw metrics page to cumulative SpecCounters;
+    load(samples) to the queue. `chunk_is_step`: True when one token-carrying chunk is one decode step of the request
     unless proven merged, False when never, None when unknown. `keeps_alive` False: the server
     closes after a stream without saying so. `owned_by`: what /v1/models says, for detection.
-    `tick_prefixes`: families sampled during a phase. `describe` reads version, context, slots and
-    speculation off the engine's own pages (path → JSON) given by preflight.
+    `work`: a counter that grows with every step, where load's gauges keep their last value on an
+    idle server. `tick_prefixes`: families sampled during a phase. `describe` reads version,
+    context, slots and speculation off the engine's own pages (path → JSON) given by preflight.
     """
 
     name: str
@@ -482,6 +483,7 @@ class Engine:
     counters: Callable[[Mapping[str, float]], SpecCounters] = lambda samples: SpecCounters()
     load: Callable[[Mapping[str, float]], ServerLoad] = lambda samples: ServerLoad()
     metrics_path: str | None = None
+    work: str | None = None
     tick_prefixes: tuple[str, ...] = ()
     describe_paths: tuple[str, ...] = ()
     describe: Callable[[Mapping[str, Any], Mapping[str, float]], ServerFacts] = (
