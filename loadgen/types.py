@@ -469,9 +469,9 @@ class Engine:
 
     `wires` by API; a third, "generate", is another way to send ids, which preflight takes where the
     server tells more on it. counters(samples) maps a raw metrics page to cumulative SpecCounters;
-    load(samples) to the queue. `chunk_is_step`: True when one token-carrying chunk is one decode step of the request
-    unless proven merged, False when never, None when unknown. `keeps_alive` False: the server
-    closes after a stream without saying so. `owned_by`: what /v1/models says, for detection.
+    load(samples) to the queue. `chunk_is_step`: True when one token-carrying chunk is one decode
+    step of the request unless proven merged, False when never, None when unknown. `keeps_alive`
+    False: the server closes after a stream without saying so. `owned_by`: what /v1/models says.
     `work`: a counter that grows with every step, where load's gauges keep their last value on an
     idle server. `tick_prefixes`: families sampled during a phase. `describe` reads version,
     context, slots and speculation off the engine's own pages (path → JSON) given by preflight.

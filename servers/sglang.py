@@ -181,8 +181,8 @@ class _Figures(msgspec.Struct, gc=False):
         accepted = self.spec_num_correct_drafts
         for older in (self.spec_accepted_drafts, self.spec_accept_token_num):
             accepted = older if accepted is None else accepted
-        # Nominal: nodes a step × steps, so that this is k, or its bound where a tree is drafted. The
-        # older names' figure took other numbers (sglang#13212) and is not read.
+        # Nominal: steps × nodes a step, so that this is k, or a bound of k where a tree is drafted.
+        # The older names' figure took other numbers (sglang#13212) and is not read.
         depth = proposed // steps if proposed and proposed % steps == 0 else None
         histogram = self.spec_correct_drafts_histogram or self.spec_accept_histogram
         if histogram is not None:
