@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise, zip_longest
 
 from loadgen.acceptance import State, acceptance, chunks_disproved, decode_steps
@@ -23,6 +24,7 @@ from loadgen.metrics import (
     decode_tokens,
     distributions,
     figure,
+    server_context,
     span_s,
     throughput,
 )
@@ -94,8 +96,9 @@ def summarize(run: Run, engine: Engine) -> Summary:
             counters=growth,
             counters_missing=missing,
         )
-        summaries.append(_phase(data))
-        caveats += check_phase(data)
+        phase_summary = _phase(data)
+        summaries.append(phase_summary)
+        caveats += check_phase(replace(data, acceptance=phase_summary.acceptance))
     if not summaries:
         raise UserError(
             f"run {run.info.run_id} ({end or 'no end was recorded'}) holds no measured request: it "
@@ -234,6 +237,7 @@ def _phase(data: PhaseData) -> PhaseSummary:
         repeated_prompts=sum(r.repeat > 0 for r in data.records) / len(data.records),
         chunk_is_step=False if disproved else engine.chunk_is_step,
         dialogues=dialogue_figures(data.records, engine, disproved),
+        server=server_context(data),
     )
 
 
