@@ -258,7 +258,7 @@ def test_flags_change_only_what_they_say(tmp_path: Path) -> None:
         scenario, concurrency="1,2", temperature=0.5, ignore_eos=True, duration="5s", warmup=0,
         dataset=tmp_path / "x.jsonl", categories=("a",), limit=2,
     )  # fmt: skip
-    assert [load.concurrency for load in changed.loads] == [1, 2]
+    assert changed.loads == (ClosedLoop(concurrency=1), ClosedLoop(concurrency=2))
     assert (changed.sampling.temperature, changed.sampling.ignore_eos) == (0.5, True)
     assert changed.sampling.max_output_tokens == scenario.sampling.max_output_tokens
     assert (changed.stop.duration_s, changed.warmup_requests) == (5.0, 0)
