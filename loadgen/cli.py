@@ -313,6 +313,7 @@ def run(
       draftload run --server server.toml --scenario smoke
       draftload run --url http://HOST:8000 --dataset mine.jsonl --duration 60s -c 32
     """
+    from loadgen.arrivals import process_of
     from loadgen.measure import Attach, measure
     from loadgen.transport import tls_context
     from scenarios import prompts as sets
@@ -340,6 +341,9 @@ def run(
         limit=limit,
         skip_placeholders=skip_placeholders,
     )
+    for load in scenario.loads:
+        if isinstance(load, OpenLoop):
+            process_of(load)  # known before a server is started
     attach = Attach(
         engine=engine,
         model=model,
@@ -927,9 +931,10 @@ def _open_loads(
         row = [{"kind": "open", "request_rate_rps": r, **given} for r in dict.fromkeys(rates)]
         loads = msgspec.convert(row, tuple[OpenLoop, ...])
     except msgspec.ValidationError as fault:
-        raise UserError(
-            f"--rate {rate}: {str(fault).partition(' - at')[0]}. Got {given}."
-        ) from None
+        said, _, place = str(fault).partition(" - at ")
+        name = place.strip("`").rpartition(".")[2]
+        flag = "--" + name.replace("_", "-") if name in given else "--rate"
+        raise UserError(f"{flag} {given.get(name, rate)} makes no sense. {said}.") from None
     except ValueError:
         loads = ()
     if not loads:

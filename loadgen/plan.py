@@ -2,9 +2,9 @@
 
 A phase is one load, once. Loads run in the given order, reversed on odd repeats, so that a drift of
 the machine does not sit on one load. Prompts are shuffled by the dataset's seed, which mixes the
-categories, the same way for every phase and every run. Warm-up prompts are never measured prompts. An open loop
-begins requests, or rate × duration, dialogues: however late the server is, none is left out.
-Must not: read files, tokenize, wait.
+categories, the same way for every phase and every run. Warm-up prompts are never measured prompts.
+An open loop has rate × duration dialogues: however late the server is, none is left out. Must not:
+read files, tokenize, wait.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ NOTHING = Acceptance(source="none", state="off")
 """In the place of an acceptance that is not there."""
 
 _WHOLE = re.compile(
-    r"\[[^\[\]]{1,30}\]|\d (?:ms|µs|s|%|tok/s|tokens?|steps?)(?!\w)|\d+ of \d|k = \d|at (?:c|rate)=\d"
+    r"\[[^\[\]]{1,30}\]|\d (?:ms|µs|s|%|tok/s|tokens?|steps?)(?!\w)|\d+ of \d|k = \d"
+    r"|at (?:c|rate)=\d"
 )
 """A figure with its unit, or an interval: a line does not break in it."""
 _BARE = re.compile(r"[\d,.]+|–")
