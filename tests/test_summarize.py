@@ -12,10 +12,11 @@ import pytest
 from loadgen.acceptance import COUNTERS
 from loadgen.compare import compare
 from loadgen.errors import UserError
-from loadgen.summarize import counter_growth, summarize
+from loadgen.summarize import counter_growth, server_concurrency, summarize
 from loadgen.types import (
     ClosedLoop,
     Engine,
+    OpenLoop,
     PhaseRecord,
     Record,
     RequestRecord,
@@ -29,7 +30,7 @@ from loadgen.types import (
     Summary,
 )
 from servers import vllm
-from tests.records import ENGINE, G2, SERVER, record, run_info
+from tests.records import ENGINE, G2, SERVER, phase_data, record, run_info
 
 
 def counters(samples: Mapping[str, float]) -> SpecCounters:
@@ -60,6 +61,28 @@ PHASE = PhaseRecord(
 
 def summary(*records: Record, info: RunInfo | None = None, engine: Engine = ENGINE) -> Summary:
     return summarize(Run(info=info or run_info(), records=records), engine)
+
+
+def test_the_server_holds_what_runs_and_waits_inside_the_steady_window() -> None:
+    def tick(at_s: float, running: float, waiting: float | None) -> Snapshot:
+        samples = {vllm.RUNNING: running} | ({} if waiting is None else {vllm.WAITING: waiting})
+        return Snapshot(at_s=at_s, phase="c=1", edge="tick", samples=samples)
+
+    ticks = [tick(9.0, 99, 99), tick(10.5, 4, 0), tick(11.0, 5, 2), tick(12.9, 5, 3),
+             tick(13.1, 99, 99)]  # fmt: skip
+    data = phase_data(G2, phase=PHASE, engine=vllm.ENGINE, snapshots=tuple(ticks))
+    assert server_concurrency(data) == (7.0, 2.0)
+    blind = dataclasses.replace(data, snapshots=(tick(11.0, 5, None),))
+    assert server_concurrency(blind) == (None, None), "what waits is not known"
+    assert server_concurrency(dataclasses.replace(data, snapshots=())) == (None, None)
+
+
+def test_a_killed_open_loop_keeps_its_load() -> None:
+    loads = (ClosedLoop(concurrency=1), OpenLoop(request_rate_rps=0.5))
+    info = run_info(scenario=Scenario(name="s", loads=loads))
+    cut = [msgspec.structs.replace(r, phase="rate=0.5 r=2") for r in G2]
+    (phase,) = summary(*cut, info=info).phases
+    assert phase.load == loads[1]
 
 
 def test_growth_between_the_borders() -> None:
@@ -330,3 +353,14 @@ def test_llamacpp_like_steps_pair_with_timings() -> None:
     (phase,) = summary(one, PHASE, engine=blind).phases
     assert phase.step_time_s == pytest.approx(3.0 / 3)
     assert phase.dialogues[0].steps == 3
+
+
+def test_the_throughput_of_an_open_loop_has_no_interval_of_a_closed_one() -> None:
+    """It follows the arrivals: a ratio, paired by dialogue, says nothing of how far it may be."""
+    phase = msgspec.structs.replace(PHASE, name="rate=4", load=OpenLoop(request_rate_rps=4))
+    cut = [msgspec.structs.replace(r, phase="rate=4") for r in G2]
+    run = summary(phase, *cut)
+    (load,) = compare(run, run).loads
+    assert load.speedup_throughput is not None
+    assert (load.speedup_throughput.ratio, load.speedup_throughput.interval) == (1.0, None)
+    assert load.speedup_user is not None
