@@ -312,6 +312,7 @@ def run(
       draftload run --url http://127.0.0.1:8000 -c 1,8,64
       draftload run --server server.toml --scenario smoke
       draftload run --url http://HOST:8000 --dataset mine.jsonl --duration 60s -c 32
+      draftload run --url http://HOST:8000 --rate 2,4,8 --duration 60s --ramp 10s
     """
     from loadgen.arrivals import process_of
     from loadgen.measure import Attach, measure
