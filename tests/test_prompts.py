@@ -102,9 +102,11 @@ def test_any_bytes_are_prompts_or_a_users_error(
 
 def test_the_built_in_set() -> None:
     asked = prompts.read(Dataset()).prompts
-    assert collections.Counter(p.category for p in asked) == dict.fromkeys(CATEGORIES, 8)
-    assert len({p.messages[0].content for p in asked}) == 88
-    assert sum(bool(p.later_turns) for p in asked) == 22
+    assert collections.Counter(p.category for p in asked) == dict.fromkeys(CATEGORIES, 80)
+    assert len({p.messages[0].content for p in asked}) == 880
+    assert sum(bool(p.later_turns) for p in asked) >= 160
+    assert {len(p.later_turns) + 1 for p in asked} == {1, 2, 3, 4, 5}
+    assert len({(p.category, p.subcategory) for p in asked}) > 11 * 8
     first_two = prompts.read(Dataset(limit=22)).prompts
     assert not any(p.later_turns for p in first_two), "the demo's prompts are of one turn"
     assert not {p.messages[0].content for p in prompts.warmup()} & {
