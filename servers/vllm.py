@@ -136,7 +136,7 @@ def command(config: ServerConfig, port: int) -> list[str]:
     prefix = config.executable or ("vllm",)
     argv = [*prefix, "--model" if _module(prefix) else "serve", config.model]
     argv += ["--host", config.host, "--port", str(port), "--no-enable-prefix-caching"]
-    argv += ["--stream-interval", "1"]
+    argv += ["--stream-interval", "1", "--enable-prompt-tokens-details"]
     argv += flags(
         {
             "--served-model-name": config.name,
@@ -169,7 +169,12 @@ ENGINE = Engine(
     methods=tuple(_METHODS),
     command=command,
     help=help_argv,
-    optional=frozenset(["--per-request-spec-decode-metrics", "--stream-interval"]),
+    optional=frozenset(
+        [
+            *("--per-request-spec-decode-metrics", "--stream-interval"),
+            "--enable-prompt-tokens-details",
+        ]
+    ),
     verified="0.32.0 (CPU build) live with none, ngram and draft_model, 2026-11-24; other methods, "
     "and flags read in 0.33.0, not verified on a live server",
 )

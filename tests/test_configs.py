@@ -104,7 +104,10 @@ def test_full_and_pruned_draft_vocabulary_differ_in_nothing_else() -> None:
 # What makes a benchmark honest, and must be seen in the command (or its YAML).
 SAFE = {
     "vllm": (
-        ["--no-enable-prefix-caching", "--max-num-seqs", "--stream-interval 1"],
+        [
+            *("--no-enable-prefix-caching", "--max-num-seqs", "--stream-interval 1"),
+            "--enable-prompt-tokens-details",
+        ],
         ["--per-request-spec-decode-metrics detailed"],
     ),
     "sglang": (

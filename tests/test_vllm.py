@@ -171,8 +171,9 @@ def config(spec: SpecConfig | None = None, **fields: Any) -> ServerConfig:
 def test_the_baseline_has_no_word_of_speculation() -> None:
     assert vllm.command(config(max_running=64, max_model_len=2048, tensor_parallel=2), 8101) == [
         *("vllm", "serve", "M", "--host", "127.0.0.1", "--port", "8101"),
-        *("--no-enable-prefix-caching", "--stream-interval", "1", "--max-num-seqs", "64"),
-        *("--max-model-len", "2048", "-tp", "2"),
+        *("--no-enable-prefix-caching", "--stream-interval", "1"),
+        *("--enable-prompt-tokens-details", "--max-num-seqs", "64", "--max-model-len", "2048"),
+        *("-tp", "2"),
     ]
 
 
