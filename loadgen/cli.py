@@ -412,7 +412,7 @@ def serve(
     Example: draftload serve server.toml --print
     """
     from loadgen.written import masked
-    from servers import launch
+    from servers import fitting, launch
 
     config = _server_config(server)
     engine = _engine_of(config)
@@ -421,6 +421,7 @@ def serve(
             f"engine '{engine.name}' cannot be started by draftload; attach with --url."
         )
     if show:
+        fitting.reach(engine, config)
         argv = engine.command(config, config.port or 8000)
         print(launch.shell(argv, engine.files(config), config))
         if list(masked(argv)) != argv:
@@ -673,7 +674,7 @@ async def _launched(
         print(line, file=sys.stderr)
 
     async with launch.launched(
-        engine, config, start_timeout_s=wait_s, on_log=show if log else None
+        engine, config, start_timeout_s=wait_s, on_log=show if log else None, say=say
     ) as server:
         yield server
 

@@ -302,9 +302,10 @@ def _without_paths(config: ServerConfig) -> ServerConfig:
         config,
         model=_without_folder(config.model),
         spec=spec,
-        executable=tuple(Path(word).name for word in config.executable),
+        executable=tuple(Path(word).name for word in masked(config.executable)),
         extra_args=masked(config.extra_args),
         env={},
+        files_dir=None,
     )
 
 

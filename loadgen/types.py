@@ -472,7 +472,12 @@ class SpecConfig(Written, frozen=True, kw_only=True):
 
 
 class ServerConfig(Written, frozen=True, kw_only=True):
-    """A server to launch: `servers/configs/*.toml`."""
+    """A server to launch: `servers/configs/*.toml`.
+
+    `host`: what the server binds and draftload connects to (all addresses: through this machine).
+    `executable` may be a prefix: `docker run … IMAGE vllm`, `ssh HOST vllm`. `files_dir`: a folder
+    that both sides see, for what an engine needs beside its command.
+    """
 
     engine: str
     model: str
@@ -480,8 +485,10 @@ class ServerConfig(Written, frozen=True, kw_only=True):
     spec: SpecConfig | None = None
     tensor_parallel: AtLeastOne = 1
     gpus: AtLeastOne | None = None
+    host: Annotated[str, Meta(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:_-]*\Z")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, lt=1 << 16)] = 0
     executable: tuple[str, ...] = ()
+    files_dir: str | None = None
     env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")], str] = {}
     max_running: AtLeastOne | None = None
     max_model_len: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
@@ -546,6 +553,8 @@ class Engine:
     `work`: a counter that grows with every step and is then at rest as well.
     `pool_options`: options of [spec] that, when true, make a drafter learn across requests.
     `files`: name → content of what `command` needs beside it, in the folder that FILES stands for.
+    help(config): argv that prints every flag the executable knows; empty: it is not asked.
+    `optional`: flags that are left out where it does not know them; `respelled`: (ours, older).
     """
 
     name: str
@@ -571,6 +580,9 @@ class Engine:
     methods: tuple[str, ...] = ()
     command: Callable[[ServerConfig, int], list[str]] | None = None
     files: Callable[[ServerConfig], Mapping[str, str]] = lambda config: {}
+    help: Callable[[ServerConfig], list[str]] = lambda config: []
+    optional: frozenset[str] = frozenset()
+    respelled: tuple[tuple[str, str], ...] = ()
     ready_path: str = "/health"
     stop_s: float = 10.0
     verified: str = "not verified on a live server"

@@ -160,6 +160,7 @@ def most_in_flight(load: Load) -> int | None:
 # ── secrets in what users write ──────────────────────────────────────────────────────────────────
 
 _SECRET_FLAG = re.compile(r"^-.*(key|secret|password|token)$", re.IGNORECASE)
+_ASSIGNED = re.compile(r"(?:--env=|-e)?([A-Za-z_]\w*)=")
 _SECRET_NAME = re.compile(r"(key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
 
 
@@ -169,13 +170,19 @@ def is_secret(name: str) -> bool:
 
 
 def _marked(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each argument as it may be shown, and the secret in it or "": `--api-key K`, `--token=T`."""
+    """Each argument as it may be shown, and the secret in it or "".
+
+    `--api-key K`, `--token=T`; and of a prefix such as docker's `-e` or env's: `HF_TOKEN=T`.
+    """
     value_of_secret = False
     for word in words:
         flag, equals, value = word.partition("=")
         secret = _SECRET_FLAG.search(flag) is not None
+        assigned = _ASSIGNED.match(word)
         if value_of_secret:
             yield "***", word
+        elif assigned is not None and is_secret(assigned[1]):
+            yield f"{assigned[0]}***", word[assigned.end() :]
         elif secret and equals:
             yield f"{flag}=***", value
         else:

@@ -39,7 +39,7 @@ DISTRIBUTIONS = (
 )
 """Always there, null where not measured; a phase's further ones follow at its end."""
 
-_PRIVATE = ("env", "executable", "extra_args")
+_PRIVATE = ("env", "executable", "extra_args", "files_dir")
 _C1 = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 """JSON allows these control characters unescaped; a terminal acts on them."""
 

@@ -11,6 +11,7 @@ import path).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -38,6 +39,11 @@ SHOWN_LINES = 12
 MAX_LINE = 2000
 FIRST_POLL_S, LONGEST_POLL_S = 0.05, 0.5
 POLL_TIMEOUT_S = 5.0
+HELP_TIMEOUT_S = 60.0
+"""How long an executable may take to print its help: a Python engine imports itself first."""
+ELSEWHERE_TIMEOUT_S = 2.0
+_HELP: dict[tuple[str, ...], tuple[str, str]] = {}
+"""Question → what `_printed` gave: an executable is asked once a process, as that takes seconds."""
 SUPERVISOR_GRACE_S = 10.0
 """What a stop may take beyond `stop_s` before the supervisor itself is taken for lost."""
 
@@ -72,39 +78,100 @@ async def launched(
     *,
     start_timeout_s: float = 1200,
     on_log: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> AsyncIterator[Launched]:
-    """The config's server on 127.0.0.1, ready on entry, gone with all its children on exit.
+    """The config's server, ready on entry, gone with all its children on exit.
 
-    `on_log` gets every line of its output. UserError: the port is taken, the engine only attaches,
-    or the config makes no command. ServerError: it exited before it was ready or was not ready in
-    `start_timeout_s`, with its last lines.
+    `on_log` gets every line of its output; `say` what was changed for the version at hand.
+    UserError: the port is taken, the engine only attaches, or the config makes no command.
+    ServerError: it exited before it was ready or was not ready in `start_timeout_s`, with its last
+    lines.
     """
     from loadgen.errors import UserError
+    from servers import fitting
 
     if engine.command is None:
         raise UserError(
             f"engine '{engine.name}' cannot be started by draftload; attach to one with --url."
         )
-    port = _port(config.port)
-    url = f"http://127.0.0.1:{port}"
-    argv = engine.command(config, port)
-    with _beside(argv, engine.files(config)) as words:
-        async with _running(words, config, engine.stop_s, on_log) as (process, pid, log):
+    fitting.reach(engine, config)
+    port = _port(config.host, config.port)
+    url = fitting.url(config.host, port)
+    argv = await _asked(engine.command(config, port), engine, config, say)
+    with _beside(argv, engine.files(config), config.files_dir) as words:
+        sent = fitting.sent(words, config)
+        async with _running(sent, config, engine.stop_s, on_log) as (process, pid, log):
             await _ready(url, engine, process, log, start_timeout_s)
             yield Launched(engine.name, url, pid, log, process)
 
 
+async def _asked(
+    argv: list[str], engine: Engine, config: ServerConfig, say: Callable[[str], None]
+) -> list[str]:
+    """argv as the executable takes it by its own help, which is asked for once.
+
+    Where the help cannot be had, argv as it is: what is wrong with the executable, its start tells.
+    """
+    from servers import fitting
+
+    question = engine.help(config)
+    if not question:
+        return argv
+    key = (*question, *(f"{name}={value}" for name, value in config.env.items()))
+    if key not in _HELP:
+        with _beside(question, engine.files(config), config.files_dir) as words:
+            _HELP[key] = await _printed(fitting.sent(words, config), config)
+    text, why = _HELP[key]
+    if why:
+        say(f"{engine.name}: no flag was checked against its version: {why}.")
+        return argv
+    fits, notes = fitting.fitted(argv, text, engine, config)
+    for note in notes:
+        say(note)
+    return fits
+
+
+async def _printed(question: Sequence[str], config: ServerConfig) -> tuple[str, str]:
+    """What a program prints, and why that is not to be used, or ""."""
+    import asyncio
+
+    lines: list[str] = []
+    code = None
+    async with _running(question, config, 1.0, lines.append) as (process, _, _):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HELP_TIMEOUT_S):
+                code = await process.wait()
+    if code is None:
+        return "", f"its help was not there in {HELP_TIMEOUT_S:g} s"
+    return "\n".join(lines), f"its help ended with code {code}" if code else ""
+
+
 @contextmanager
-def _beside(argv: Sequence[str], files: Mapping[str, str]) -> Iterator[list[str]]:
-    """argv with FILES made a temporary folder that holds `files` as long as the server runs."""
+def _beside(
+    argv: Sequence[str], files: Mapping[str, str], parent: str | None = None
+) -> Iterator[list[str]]:
+    """argv with FILES made a folder (in `parent`) that holds `files` as long as the server runs.
+
+    UserError: `parent` takes no folder.
+    """
     if not files:
         yield list(argv)
         return
     import tempfile
 
+    from loadgen.errors import UserError
     from loadgen.types import FILES
 
-    with tempfile.TemporaryDirectory(prefix="draftload-") as folder:
+    try:
+        made = tempfile.TemporaryDirectory(prefix="draftload-", dir=parent)
+    except OSError as fault:
+        raise UserError(
+            f"cannot make a folder in {parent or 'the folder for temporary files'} (files_dir): "
+            f"{fault.strerror}. Expected one of this machine that the server sees as well."
+        ) from None
+    with made as folder:
+        if parent is not None:
+            Path(folder).chmod(0o755)  # the server may be another user
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         yield [word.replace(FILES, folder) for word in argv]
@@ -119,15 +186,17 @@ def shell(argv: Sequence[str], files: Mapping[str, str], config: ServerConfig) -
 
     from loadgen.types import FILES
     from loadgen.written import is_secret, masked
+    from servers import fitting
 
-    lines = ["files=$(mktemp -d)"] if files else []
+    inside = "" if config.files_dir is None else f" -p {shlex.quote(config.files_dir)}"
+    lines = [f"files=$(mktemp -d{inside})"] if files else []
     for name, text in files.items():
         lines.append(f"cat > \"$files\"/{shlex.quote(name)} <<'END'\n{text}END")
     words = [
         f'{key}="${key}"' if is_secret(key) else f"{key}={shlex.quote(value)}"
         for key, value in config.env.items()
     ]
-    for word in masked(argv):
+    for word in fitting.sent(masked(argv), config):
         parts = word.split(FILES) if files else [word]
         quoted = [shlex.quote(part) if part or len(parts) == 1 else "" for part in parts]
         words.append('"$files"'.join(quoted))
@@ -211,18 +280,22 @@ def environment(argv: Sequence[str], extra: dict[str, str]) -> dict[str, str]:
     return env
 
 
-def _port(wanted: int) -> int:
-    """A free port, or the wanted one. UserError: another process listens there.
+def _port(host: str, wanted: int) -> int:
+    """A free port, or the wanted one. UserError: another process listens there, or no such host.
 
     Without the check, that process would answer for ours and be measured in its place.
     """
     from loadgen.errors import UserError
 
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind((host, wanted))
+        except (socket.gaierror, UnicodeError) as fault:  # the latter: no name at all, as a..b
+            raise UserError(f"host = {host!r} is not known here: {fault}.") from None
         except (OSError, OverflowError) as fault:
+            if isinstance(fault, OSError) and fault.errno == errno.EADDRNOTAVAIL:
+                return _port_elsewhere(host, wanted)
             why = fault.strerror if isinstance(fault, OSError) else str(fault)
             raise UserError(
                 f"port {wanted} cannot be used: {why}. Stop what listens there, or give another "
@@ -230,6 +303,23 @@ def _port(wanted: int) -> int:
             ) from None
         port: int = probe.getsockname()[1]
         return port
+
+
+def _port_elsewhere(host: str, wanted: int) -> int:
+    """The wanted port of another machine, where it can only be seen that nobody answers yet."""
+    from loadgen.errors import UserError
+
+    if not wanted:
+        raise UserError(
+            f"host = {host!r} is no address of this machine, so no free port can be picked there: "
+            "give `port`."
+        )
+    with suppress(OSError), socket.create_connection((host, wanted), ELSEWHERE_TIMEOUT_S):
+        raise UserError(
+            f"port {wanted} of {host} cannot be used: something answers there already. Stop it, "
+            "or give another port."
+        )
+    return wanted
 
 
 async def _ready(

@@ -201,13 +201,18 @@ def command(config: ServerConfig, port: int) -> list[str]:
     slots = config.max_running or DEFAULT_SLOTS
     context = config.max_model_len or DEFAULT_CONTEXT
     flags = ["-m", config.model, "--alias", config.name or Path(config.model).stem]
-    flags += ["--host", "127.0.0.1", "--port", str(port), "--metrics", "--slots"]
+    flags += ["--host", config.host, "--port", str(port), "--metrics", "--slots"]
     flags += ["-np", str(slots), "-c", str(slots * context), "--no-cache-prompt", "--cache-ram"]
     flags += ["0", *(speculation(config.spec) if config.spec is not None else ())]
     flags += config.extra_args
     if not config.executable:
         settings(flags)  # refuses here what the program would refuse
     return [*(config.executable or EMBEDDED), *flags]
+
+
+def help_argv(config: ServerConfig) -> list[str]:
+    """The embedded program is of the version that this file was written for, and not asked."""
+    return [*config.executable, "--help"] if config.executable else []
 
 
 def speculation(spec: SpecConfig) -> list[str]:
@@ -297,6 +302,8 @@ ENGINE = Engine(
     remembers=remembers,
     methods=tuple(METHODS),
     command=command,
+    help=help_argv,
+    optional=frozenset(["--slots", "--cache-ram"]),  # on by default; a cache that older ones lack
     ready_path="/health",
     stop_s=5.0,
     verified="seen on llama.cpp b11549 (xllamacpp 2026.10.11549), 2026-11-24",

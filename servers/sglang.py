@@ -355,6 +355,15 @@ _SWITCHES = frozenset(
 )
 
 
+def _module(prefix: tuple[str, ...]) -> bool:
+    return prefix[-1].endswith("launch_server")
+
+
+def help_argv(config: ServerConfig) -> list[str]:
+    prefix = config.executable or ("sglang",)
+    return [*prefix, *([] if _module(prefix) else ["serve"]), "--help"]
+
+
 def command(config: ServerConfig, port: int) -> list[str]:
     """argv of `sglang serve`, prefix cache off, metrics on, a chunk a step.
 
@@ -369,9 +378,8 @@ def command(config: ServerConfig, port: int) -> list[str]:
             "one thousands: the two could not be compared."
         )
     prefix = config.executable or ("sglang",)
-    module = prefix[-1].endswith("launch_server")
-    argv = [*prefix, *(["--model-path"] if module else ["serve"]), config.model]
-    argv += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(config.tensor_parallel)]
+    argv = [*prefix, "--model-path" if _module(prefix) else "serve", config.model]
+    argv += ["--host", config.host, "--port", str(port), "--tp-size", str(config.tensor_parallel)]
     argv += ["--max-running-requests", str(config.max_running), "--disable-radix-cache"]
     argv += ["--enable-metrics", "--enable-cache-report", "--stream-interval", "1"]
     argv += ["--decode-log-interval", str(DECODE_LOG_INTERVAL)]
@@ -489,6 +497,8 @@ ENGINE = Engine(
     remembers=lambda method: method == "ngram",  # one trie for all requests
     methods=tuple(METHODS),
     command=command,
+    help=help_argv,
+    optional=frozenset(["--enable-cache-report", "--stream-interval", "--decode-log-interval"]),
     # Not /ready, which 0.5.9 has not. /health is 503 until a token can be made, and makes one.
     ready_path="/health",
     # SIGTERM sets a flag that is looked at every 5 s; then it drains without limit.

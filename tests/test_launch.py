@@ -157,6 +157,78 @@ async def test_given_port_and_environment() -> None:
         assert "by the config" in server.log_tail()
 
 
+ASKED = """
+    import os, sys, time
+    if "--help" in sys.argv:
+        print("asked", file=open(os.environ["ASKED"], "a"))
+        {answer}
+        sys.exit(0)
+    if "--extra" in sys.argv:
+        print("with --extra", flush=True)
+"""
+
+
+def asked(answer: str, tmp_path: Path) -> tuple[Engine, ServerConfig, Path]:
+    """A server that knows what `answer` prints of --port and --extra; notes when it is asked."""
+    source = textwrap.dedent(ASKED).replace("{answer}", answer) + textwrap.dedent(
+        SERVES.replace("{prelude}", "")
+    ).replace("sys.argv[1]", "sys.argv[2]")
+    program = (sys.executable, "-c", source)
+    engine = Engine(
+        name="stand-in",
+        wires={},
+        command=lambda config, port: [*config.executable, "--port", str(port), "--extra", "7"],
+        help=lambda config: [*config.executable, "--help"],
+        optional=frozenset(["--extra"]),
+        stop_s=0.3,
+    )
+    note = tmp_path / "asked"
+    env = {"ASKED": str(note)}
+    config = ServerConfig(engine="stand-in", model="m", executable=program, env=env)
+    return engine, config, note
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "extra"),
+    [
+        ('print("--port N  --extra N")', [], True),
+        ('print("--port N")', ["stand-in: this version does not know --extra: left out."], False),
+        (
+            "sys.exit(3)",
+            ["stand-in: no flag was checked against its version: its help ended with code 3."],
+            True,
+        ),
+        (
+            "time.sleep(600)",
+            ["stand-in: no flag was checked against its version: its help was not there in 2 s."],
+            True,
+        ),
+    ],
+)
+async def test_the_executable_is_asked_once_for_its_flags(
+    answer: str, said: list[str], extra: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "HELP_TIMEOUT_S", 2.0)
+    engine, config, note = asked(answer, tmp_path)
+    for _ in range(2):
+        notes: list[str] = []
+        async with launch.launched(engine, config, say=notes.append) as server:
+            assert server.log_tail() == (("with --extra",) if extra else ()) + ("ready soon",)
+        assert notes == said
+    assert note.read_text() == "asked\n"
+
+
+async def test_a_needed_flag_that_it_does_not_know_starts_nothing(tmp_path: Path) -> None:
+    engine, config, _ = asked('print("--port N")', tmp_path)
+    lines: list[str] = []
+    with pytest.raises(UserError, match="does not know --extra, which this config needs"):
+        async with launch.launched(
+            dataclasses.replace(engine, optional=frozenset()), config, on_log=lines.append
+        ):
+            pass
+    assert lines == []
+
+
 async def test_no_log_line_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers print their arguments and their environment; ours and theirs are masked."""
     monkeypatch.setenv("OUR_API_KEY", "sk-ours")
@@ -338,6 +410,62 @@ async def test_a_port_that_another_has() -> None:
         with pytest.raises(UserError, match=f"port {port} cannot be used"):
             async with launch.launched(serves(), config):
                 pass
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "localhost"])
+async def test_a_host_of_this_machine(host: str) -> None:
+    config = ServerConfig(engine="stand-in", model="m", host=host)
+    engine = program(SERVES.replace("{prelude}", "").replace('"127.0.0.1"', repr(host)))
+    async with launch.launched(engine, config) as server:
+        await get(server.url)
+        assert ("127.0.0.1" in server.url) == (host == "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "said"),
+    [
+        ("a..b", 8000, "host = 'a..b' is not known here"),
+        ("192.0.2.1", 0, "no free port can be picked there"),  # RFC 5737: nobody's
+    ],
+)
+async def test_a_host_that_no_server_can_be_started_for(host: str, port: int, said: str) -> None:
+    config = ServerConfig(engine="stand-in", model="m", host=host, port=port)
+    with pytest.raises(UserError, match=said):
+        async with launch.launched(serves(), config):
+            pass
+
+
+def test_a_port_of_another_machine_is_taken_where_something_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = closed.getsockname()
+    assert launch._port_elsewhere(*nobody) == nobody[1]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(UserError, match="something answers there already"),
+    ):
+        launch._port_elsewhere("127.0.0.1", other.getsockname()[1])
+
+
+async def test_files_lie_where_both_sides_see_them(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    config = ServerConfig(engine="stand-in", model="m", files_dir=str(tmp_path / "shared"))
+    source = textwrap.dedent(SERVES.replace("{prelude}", "print(open(sys.argv[2]).read())"))
+    engine = Engine(
+        name="stand-in",
+        wires={},
+        command=lambda config, port: [sys.executable, "-c", source, str(port), "{files}/f.yaml"],
+        files=lambda config: {"f.yaml": "a: 1"},
+        stop_s=0.3,
+    )
+    async with launch.launched(engine, config) as server:
+        assert server.log_tail() == ("a: 1", "ready soon")
+        (folder,) = (tmp_path / "shared").iterdir()
+        assert [path.name for path in folder.iterdir()] == ["f.yaml"]
+    assert list((tmp_path / "shared").iterdir()) == []
+    gone_dir = msgspec.structs.replace(config, files_dir=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="cannot make a folder in"):
+        async with launch.launched(engine, gone_dir):
+            pass
 
 
 async def test_attach_only() -> None:

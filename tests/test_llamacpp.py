@@ -242,11 +242,10 @@ def test_command_refuses(asked: ServerConfig, says: str) -> None:
 
 def test_configs_make_commands_and_differ_only_in_speculation() -> None:
     found = [read_toml(path, ServerConfig) for path in sorted(CONFIGS.glob("llamacpp-*.toml"))]
-    assert len(found) == 4
     for one in found:
         assert llamacpp.command(one, 1)
     alike = [msgspec.structs.replace(one, spec=None, model="m") for one in found]
-    assert alike == [alike[0]] * 4
+    assert alike == [alike[0]] * len(found)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from loadgen.types import (
     Stop,
     Summary,
 )
-from loadgen.written import masked
+from loadgen.written import masked, secret_values
 from scenarios import prompts as sets
 from servers import llamacpp, sglang, simulator, trtllm
 from servers import openai as generic
@@ -324,6 +324,13 @@ def test_a_launched_config_leaves_its_paths_and_secrets_behind() -> None:
     kept = _without_paths(config)
     assert kept.model == "llama"
     assert kept.executable == ("vllm",)
+    behind = ("/usr/bin/docker", "-e", "HF_TOKEN=s3cret", "-eA_KEY=s3cret", "--env=B_KEY=s3cret")
+    prefixed = msgspec.structs.replace(config, executable=behind, files_dir="/home/me")
+    assert _without_paths(prefixed).executable == (
+        "docker", "-e", "HF_TOKEN=***", "-eA_KEY=***", "--env=B_KEY=***",
+    )  # fmt: skip
+    assert _without_paths(prefixed).files_dir is None
+    assert secret_values(behind, {}) == ("s3cret",) * 3
     assert kept.env == {}
     assert kept.spec is not None
     assert kept.spec.draft_model == "head"
@@ -332,6 +339,6 @@ def test_a_launched_config_leaves_its_paths_and_secrets_behind() -> None:
     )  # fmt: skip
     assert _without_folder("/models/a.gguf") == "a.gguf"
     assert _without_folder("meta-llama/Llama-3.3-70B") == "meta-llama/Llama-3.3-70B"
-    assert masked(("--tokenizer", "x", "--tokenizer-mode=slow")) == (
-        "--tokenizer", "x", "--tokenizer-mode=slow",
+    assert masked(("--tokenizer", "x", "--tokenizer-mode=slow", "CUDA=0")) == (
+        "--tokenizer", "x", "--tokenizer-mode=slow", "CUDA=0",
     )  # fmt: skip

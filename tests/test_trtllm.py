@@ -300,15 +300,8 @@ def test_yaml_means_what_was_written(mapping: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("trtllm-*.toml")), ids=lambda p: p.stem)
 def test_the_configs_that_come_along_are_valid(path: Path) -> None:
     found = read_toml(path, ServerConfig)
-    assert path.stem == f"trtllm-{found.spec.method if found.spec else 'none'}"
     assert trtllm.command(found, 1)[1] == found.model
     assert ("speculative_config" in written(found.spec)) == (found.spec is not None)
-    assert "not run on a GPU here" in path.read_text()
-
-
-def test_there_is_a_config_for_every_method() -> None:
-    methods = {path.stem.removeprefix("trtllm-") for path in CONFIGS.glob("trtllm-*.toml")}
-    assert methods == {"none", *ENGINE.methods}
 
 
 def test_a_prefix_knows_the_folder_of_the_yaml() -> None:

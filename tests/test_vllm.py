@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from loadgen.errors import UserError
+from loadgen.measure import _remembers
 from loadgen.types import (
     Dialogue,
     Message,
@@ -191,7 +192,8 @@ def config(spec: SpecConfig | None = None, **fields: Any) -> ServerConfig:
 def test_the_baseline_has_no_word_of_speculation() -> None:
     assert vllm.command(config(max_running=64, max_model_len=2048, tensor_parallel=2), 8101) == [
         *("vllm", "serve", "M", "--host", "127.0.0.1", "--port", "8101"),
-        *("--no-enable-prefix-caching", "--max-num-seqs", "64", "--max-model-len", "2048"),
+        *("--no-enable-prefix-caching", "--stream-interval", "1"),
+        *("--enable-prompt-tokens-details", "--max-num-seqs", "64", "--max-model-len", "2048"),
         *("-tp", "2"),
     ]
 
@@ -219,7 +221,15 @@ def test_the_baseline_has_no_word_of_speculation() -> None:
         (SpecConfig(method="dflash", draft_model="D"), {"method": "dflash", "model": "D"}),
         (
             SpecConfig(method="suffix", options={"suffix_decoding_max_tree_depth": 16}),
-            {"method": "suffix", "suffix_decoding_max_tree_depth": 16},
+            {
+                "method": "suffix",
+                "suffix_decoding_max_cached_requests": 0,
+                "suffix_decoding_max_tree_depth": 16,
+            },
+        ),
+        (
+            SpecConfig(method="suffix", options={"suffix_decoding_max_cached_requests": 9}),
+            {"method": "suffix", "suffix_decoding_max_cached_requests": 9},
         ),
     ],
 )
@@ -283,8 +293,12 @@ def test_the_cpu_build_starts_as_a_module() -> None:
     assert argv[:5] == [*module, "--model", "M"]
 
 
-def test_only_suffix_decoding_learns_across_requests() -> None:
-    assert [m for m in vllm.ENGINE.methods if vllm.ENGINE.remembers(m)] == ["suffix"]
+@pytest.mark.parametrize(("cached", "remembers"), [(None, False), (0, False), (9, True)])
+def test_suffix_learns_across_requests_where_answers_are_cached(
+    cached: int | None, remembers: bool
+) -> None:
+    options = {} if cached is None else {"suffix_decoding_max_cached_requests": cached}
+    assert _remembers(vllm.ENGINE, SpecConfig(method="suffix", options=options)) is remembers
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("vllm-*.toml")), ids=lambda p: p.stem)
