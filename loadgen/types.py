@@ -834,3 +834,25 @@ class Diversity:
     pairs: tuple[Pair, ...]
     bound: float | None = None
     near_duplicates: int | None = None
+
+
+# ── bounds, step cost, capacity ──────────────────────────────────────────────────────────────────
+
+STATISTICS = ("mean", "min", "max", "p50", "p90", "p95", "p99")
+"""What a bound may ask of a distribution."""
+
+
+class Bound(Noun, frozen=True, kw_only=True):
+    """A limit as the user wrote it (`text`), read: `metric` `op` `value`, in base units.
+
+    `statistic` None: of each request, or of a figure that a phase has once. `relative`: `value` is
+    a change in proportion to the baseline, −0.02 for -2%. `load`: at this one only, such as "c=32".
+    """
+
+    text: str
+    metric: str
+    op: str
+    value: float
+    statistic: str | None = None
+    relative: bool = False
+    load: str | None = None
