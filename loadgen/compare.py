@@ -78,6 +78,8 @@ def compare(base: Summary, spec: Summary, *, force: bool = False) -> Comparison:
             *(caveat for load in compared for caveat in drifted(load.base, load.spec)),
             *_left_over(base, spec),
         ),
+        base_runs=base.run_ids or (base.info.run_id,),
+        spec_runs=spec.run_ids or (spec.info.run_id,),
     )
 
 

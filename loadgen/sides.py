@@ -173,6 +173,7 @@ def joined(runs: Sequence[Summary], *, force: bool = False) -> Summary:
         phases=tuple(phases[key] for key in keys),
         caveats=tuple(caveats),
         end=next(iter(ends), "completed"),
+        run_ids=tuple(run.info.run_id for run in ordered),
     )
 
 

@@ -740,12 +740,16 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
 
 
 class Summary(Noun, frozen=True, kw_only=True):
-    """A run file, read once. `end` is RunEnd's reason, None where the file has none."""
+    """A run file, read once. `end` is RunEnd's reason, None where the file has none.
+
+    `run_ids`: of several runs joined into one, all of them; `info` is then the first's.
+    """
 
     info: RunInfo
     phases: tuple[PhaseSummary, ...]
     caveats: tuple[Caveat, ...]
     end: str | None = None
+    run_ids: tuple[str, ...] = ()
 
 
 Mark = Literal["pays", "no difference", "costs", "?"]
@@ -964,9 +968,11 @@ class BreakEven(Noun, frozen=True, kw_only=True):
 
 
 class Judged(Noun, frozen=True, kw_only=True):
-    """A `--fail-if` bound at one load. `crossed` with the value that it was held against."""
+    """A `--fail-if` bound at one load. `crossed` with the value that it was held against; `spec`
+    is the first run of the side with speculation."""
 
     bound: Bound
+    spec: str
     load: str
     value: float
     crossed: bool

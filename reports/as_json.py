@@ -169,8 +169,8 @@ def _comparison(comparison: Comparison) -> Json:
     return {
         "base": comparison.base.run_id,
         "spec": comparison.spec.run_id,
-        "base_runs": comparison.base_runs or [comparison.base.run_id],
-        "spec_runs": comparison.spec_runs or [comparison.spec.run_id],
+        "base_runs": comparison.base_runs,
+        "spec_runs": comparison.spec_runs,
         "differences": comparison.differences,
         "loads": [_load(load) for load in comparison.loads],
         "caveats": [_all(caveat) for caveat in comparison.caveats],

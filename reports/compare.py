@@ -62,12 +62,7 @@ def render(study: Study) -> str:
 
 def labels(found: Comparison) -> list[str]:
     """Whose each run file is, in the order of the study's paths."""
-    several = found.base_runs or found.spec_runs
-    return (
-        ["base"] * len(found.base_runs) + ["spec"] * len(found.spec_runs)
-        if several
-        else ["base", "spec"]
-    )
+    return ["base"] * len(found.base_runs) + ["spec"] * len(found.spec_runs)
 
 
 def _of_both(study: Study) -> Summary:
@@ -318,7 +313,7 @@ def figures(rows: Sequence[LoadComparison], width: int) -> list[Section]:
             _sides("TTFT p50 ms", 3, both, lambda g: units.milliseconds(g.ttft_s.p50)),
             _sides("step ms", 2, both, lambda g: units.milliseconds(g.step_time_s)),
             *page.acceptance_columns(found, {"AL": 1, "coverage": 4}),
-            Column("accepted by position\njoint %", [*map(_positions, found)], 5, left=True),
+            Column("accepted by position\njoint %", [*map(positions, found)], 5, left=True),
         ]
         title = f"Figures by {word} at {page.load_label('', known[-1].spec)}, in the mixed batch"
         sections.append([*wrapped(title, width, style="bold"), *page.grid(columns, width)])
@@ -334,6 +329,6 @@ def _sides(
     return _arrows(what, drop, [(cell(b), cell(s)) for b, s in both])
 
 
-def _positions(found: Acceptance) -> str:
+def positions(found: Acceptance) -> str:
     """'84.3 70.2 58.6': accepted at position 1, 2, … ÷ drafts."""
     return " ".join(map(units.hundredths, found.joint_by_position or ())) or units.MISSING

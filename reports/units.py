@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 
-from loadgen.types import Interval
+from loadgen.bounds import in_seconds
+from loadgen.types import Interval, Judged
 
 MISSING = "–"
 
@@ -87,6 +88,13 @@ def interval(value: Interval | None) -> str:
     if value is None or not (math.isfinite(value.low) and math.isfinite(value.high)):
         return MISSING
     return f"[{number(value.low)}, {number(value.high)}]"
+
+
+def judged(value: Judged) -> str:
+    """What a bound was held against, in its unit: '312 ms', '-2.1 %', '1.08'."""
+    if value.bound.relative:
+        return percent(value.value)
+    return duration(value.value) if in_seconds(value.bound.metric) else figure(value.value)
 
 
 def _unsigned(text: str) -> str:

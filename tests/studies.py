@@ -346,6 +346,8 @@ def compared(width: int = 100) -> Study:
             spec=spec.info,
             loads=(load_comparison(1), load_comparison(8)),
             differences=(),
+            base_runs=(base.info.run_id,),
+            spec_runs=(spec.info.run_id,),
         ),
         width=width,
     )
