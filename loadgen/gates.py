@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from loadgen.bounds import holds, parse
 from loadgen.errors import UserError
 from loadgen.metrics import METRICS
+from loadgen.sides import named
 from loadgen.types import (
     Acceptance,
     Bound,
@@ -92,7 +93,7 @@ def judge(comparison: Comparison, bounds: Sequence[Bound]) -> tuple[Judged, ...]
                 judged.append(
                     Judged(
                         bound=bound,
-                        spec=comparison.spec.run_id,
+                        spec=named(comparison.spec),
                         load=load_label(row.load),
                         value=value,
                         crossed=holds(bound, value),

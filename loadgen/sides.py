@@ -17,7 +17,6 @@ import msgspec
 
 from loadgen.acceptance import conditional
 from loadgen.errors import UserError
-from loadgen.stats import over_repeats
 from loadgen.types import (
     Acceptance,
     CategorySummary,
@@ -65,12 +64,12 @@ def swept(runs: Sequence[Summary]) -> list[Sides]:
         if len(bases) > 1:
             raise UserError(
                 f"there are {len(bases)} configs without speculation: "
-                f"{', '.join(_named(side[0].info) for side in bases)}. Expected one baseline, the "
+                f"{', '.join(named(side[0].info) for side in bases)}. Expected one baseline, the "
                 "engine's best setting; give its run file as BASE, then the others."
             )
         found += [(bases[0], spec) for spec in specs if bases]
     if not found:
-        states = dict.fromkeys(f"{_named(r.info)} ({r.info.server.state})" for r in runs)
+        states = dict.fromkeys(f"{named(r.info)} ({r.info.server.state})" for r in runs)
         raise UserError(
             f"no baseline and a config to compare it with among {', '.join(states)}. Expected runs "
             "of one scenario and model without speculation (off) and with it."
@@ -82,10 +81,12 @@ def _work(info: RunInfo) -> tuple[str, str, str]:
     return info.scenario.name, info.server.engine, info.server.model
 
 
-def _named(info: RunInfo) -> str:
-    """The config's name, the cell, or the run."""
+def named(info: RunInfo) -> str:
+    """What a run is called: its cell, its config's name or method, else its id."""
     config = info.server.config
-    return (config.name if config is not None else None) or info.cell or info.run_id
+    spec = config.spec if config is not None else None
+    name = config.name if config is not None else None
+    return info.cell or name or (spec.method if spec is not None else None) or info.run_id
 
 
 def _config(info: RunInfo) -> tuple[Any, ...]:
@@ -331,7 +332,7 @@ def _acceptance(parts: Sequence[Acceptance]) -> Acceptance:
         state=next((a.state for a in parts if a.state == "on"), first.state),
         steps_source=next((a.steps_source for a in parts if a.steps_source), None),
         acceptance_length=_weighted(lengths, [a.steps for a in parts]) if whole else None,
-        interval=over_repeats(lengths) if whole else _range(parts),
+        interval=_interval(parts, whole),
         acceptance_length_drafted=1 + accepted / drafts
         if drafts and accepted is not None
         else None,
@@ -377,10 +378,14 @@ def _joint(parts: Sequence[Acceptance]) -> tuple[float, ...] | None:
     return tuple(_weighted(column, [a.drafts for a in parts]) for column in columns)
 
 
-def _range(parts: Sequence[Acceptance]) -> Interval | None:
-    """Where steps are not known in some repeat: what the ranges of all cover."""
+def _interval(parts: Sequence[Acceptance], whole: bool) -> Interval | None:
+    """Repeats send the same prompts, so their spread says nothing about other prompts: the ends are
+    the means of theirs. Where steps are not known in some repeat, what the ranges of all cover."""
     found = [a.interval for a in parts if a.interval is not None]
     if len(found) != len(parts):
         return None
-    low, high = min(i.low for i in found), max(i.high for i in found)
-    return Interval(low=low, high=high, kind=found[0].kind)
+    lows, highs = [i.low for i in found], [i.high for i in found]
+    if whole:
+        low, high = sum(lows) / len(lows), sum(highs) / len(highs)
+        return Interval(low=low, high=high, kind=found[0].kind)
+    return Interval(low=min(lows), high=max(highs), kind=found[0].kind)

@@ -969,7 +969,7 @@ class BreakEven(Noun, frozen=True, kw_only=True):
 
 class Judged(Noun, frozen=True, kw_only=True):
     """A `--fail-if` bound at one load. `crossed` with the value that it was held against; `spec`
-    is the first run of the side with speculation."""
+    is what the side with speculation is called."""
 
     bound: Bound
     spec: str

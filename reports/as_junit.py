@@ -18,12 +18,14 @@ def render(study: Study) -> str:
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', f"<testsuites {counts}>"]
     lines.append(f'  <testsuite name="draftload compare" {counts} errors="0" skipped="0">')
     for judged in study.judged:
-        name = _quoted(f"not {judged.bound.text} at {judged.load}")
+        at = "" if judged.bound.load else f" at {judged.load}"
+        name = _quoted(f"{judged.bound.text}{at}")
         head = f"    <testcase classname={_quoted(judged.spec)} name={name}"
         if not judged.crossed:
             lines.append(f"{head}/>")
             continue
-        said = _quoted(f"{judged.bound.metric} is {units.judged(judged)} at {judged.load}")
+        figure = "_".join(filter(None, (judged.bound.metric, judged.bound.statistic)))
+        said = _quoted(f"crossed: {figure} is {units.judged(judged)} at {judged.load}")
         lines.append(f'{head}><failure type="bound" message={said}/></testcase>')
     return "\n".join((*lines, "  </testsuite>", "</testsuites>", ""))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from loadgen.errors import Bug
 from loadgen.types import BreakEven, BreakEvenRow, Comparison, Crossing, Speedup, Study
@@ -47,30 +48,45 @@ def sentence(found: BreakEven, of: Comparison) -> str:
     """The one sentence: where all prompts cross, and how many rows do."""
     simulated = "SIMULATED: " if of.base.server.simulated or of.spec.server.simulated else ""
     against = " against ".join(page.speculation(i.server) for i in (of.spec, of.base))
-    whole = [f"{FIGURES[r.figure]} {_course(r)}" for r in found.rows if r.name == "all"]
+    whole = [f"{FIGURES[r.figure]} {_whole(r)}" for r in found.rows if r.name == "all"]
     groups = [row for row in found.rows if row.name != "all"]
-    courses = Counter(_course(row, short=True) for row in groups)
-    counts = page.listed(f"{n} {course}" for course, n in courses.most_common())
+    courses = Counter(_course(row) for row in groups)
+    counts = page.listed(
+        f"{n} {_VERBS[verb][n == 1]}{course}" for (course, verb), n in courses.most_common()
+    )
     rest = f"; of {len(groups)} {WORDS[found.by][1]} {counts}" if groups else ""
     repeats = "one repeat" if found.repeats <= 1 else f"{found.repeats} repeats"
     verdict = " (no verdict)" if found.why_no_verdict else ""
     return f"{simulated}{against}, {repeats}{verdict}: {'; '.join(whole)}{rest}."
 
 
-def _course(row: BreakEvenRow, *, short: bool = False) -> str:
-    """'falls through 1.0 between 32 and 64 (≈ 45)', 'stays above 1.0 from c=1 to c=64'."""
+def _whole(row: BreakEvenRow) -> str:
+    """'falls through 1.0 between 32 and 64 (≈ 45)', 'stays above 1.0 at every measured load'."""
     if row.crossings:
-        if short:
-            return "go through 1.0"
         return page.listed(
             f"{'falls' if c.falls else 'rises'} through 1.0 {bracket(c)}" for c in row.crossings
         )
+    course, verb = _course(row)
+    return f"stays {course} at every measured load" if verb else f"was {course}"
+
+
+_VERBS: Mapping[str, tuple[str, str]] = {
+    "go": ("go ", "goes "),
+    "stay": ("stay ", "stays "),
+    "": ("", ""),
+}
+"""Of several rows and of one."""
+
+
+def _course(row: BreakEvenRow) -> tuple[str, str]:
+    """How a row runs, and the verb to it: 'through 1.0', 'above 1.0', 'not measured'."""
+    if row.crossings:
+        return "through 1.0", "go"
     ratios = [cell.ratio for cell in row.cells if cell is not None]
     if not ratios:
-        return "not measured" if short else "was not measured"
-    above = min(ratios) >= 1 and max(ratios) > 1
-    where = "above" if above else "below" if max(ratios) < 1 else "at"
-    return f"{where} 1.0" if short else f"stays {where} 1.0 at every measured load"
+        return "not measured", ""
+    above, below = max(ratios) > 1, min(ratios) < 1
+    return ("above 1.0" if above else "below 1.0" if below else "at 1.0"), "stay"
 
 
 def bracket(crossing: Crossing) -> str:
@@ -82,7 +98,7 @@ def bracket(crossing: Crossing) -> str:
 def crosses(row: BreakEvenRow) -> str:
     """The last cell of a row."""
     if not row.crossings:
-        return f"no, {_course(row, short=True)}"
+        return f"no, {_course(row)[0]}"
     return ", ".join(bracket(c) + ("" if c.falls else " upwards") for c in row.crossings)
 
 
@@ -112,6 +128,8 @@ def table(found: BreakEven, width: int) -> list[Section]:
             sections.append(page.grid(columns, width))
             columns = [first]
         columns.append(column)
+    if columns[1:] == rest[-1:]:  # where the last one stands alone, a row needs one line
+        columns = [replace(column, cells=column.cells[::2]) for column in columns]
     return [*sections, page.grid(columns, width)]
 
 
@@ -125,7 +143,8 @@ def legend(found: BreakEven, *, signs: bool = True) -> str:
     """What a mark, an interval and a row stand for; `signs` where marks are not words."""
     kinds = dict.fromkeys(_kinds(found.rows))
     why = f" ({found.why_no_verdict})" if found.why_no_verdict else ""
-    marks = "+ pays, = no difference, − costs, ? no verdict" if signs else "? is no verdict"
+    marks = "+ pays, = no difference shown (1 lies in the interval), − costs, ? no verdict"
+    marks = marks if signs else "No difference: 1 lies in the interval; ?: no verdict"
     return (
         f"Spec ÷ base. {marks}{why}. Rows are user speed in "
         f"the mixed batch unless they say otherwise. Intervals: {page.listed(kinds) or 'none'}. "

@@ -7,7 +7,7 @@ figure, give a verdict of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -54,7 +54,7 @@ def render(study: Study) -> str:
         *categories(found.loads, width),
         *figures(found.loads, width),
         page.positions(rows, width),
-        page.caveats([("", _of_both(study)), *runs], width),
+        page.caveats([("", _of_both(study)), *((n, _any_repeat(r)) for n, r in runs)], width),
         page.paths(study, labels(found)),
     )
     return page.text_of(sections, study)
@@ -69,6 +69,12 @@ def _of_both(study: Study) -> Summary:
     """The comparison's own caveats, at the loads of the run with speculation."""
     own = study.comparison.caveats if study.comparison is not None else ()
     return msgspec.structs.replace(study.summaries[1], caveats=own)
+
+
+def _any_repeat(run: Summary) -> Summary:
+    """The run, its phases called by their load alone: most caveats hold for every repeat."""
+    phases = tuple(msgspec.structs.replace(phase, repeat=0) for phase in run.phases)
+    return msgspec.structs.replace(run, phases=phases)
 
 
 def verdict(found: Comparison) -> str:
@@ -98,7 +104,7 @@ def _repeats(rows: Sequence[LoadComparison]) -> str:
 WORDS: Mapping[str, str] = {
     "pays": "pays",
     "costs": "costs",
-    "no difference": "makes no difference",
+    "no difference": "shows no difference",
     "disagree": "user speed and output throughput disagree",
 }
 
@@ -135,10 +141,12 @@ def loads(rows: Sequence[LoadComparison], width: int) -> Section:
     bases = {row.throughput_basis for row in rows} - {""}
     output = f"output {bases.pop()}" if len(bases) == 1 else "output"
     drops = {"AL": 1, "AL where drafted": 7, "coverage": 8}
+    verdicts = [row.verdict or units.MISSING for row in rows]
     columns = [
         Column("load", [page.load_label("", row.spec) for row in rows]),
         _ratios("user speed", 0, [row.speedup_user for row in rows]),
         _ratios(output, 2, [row.speedup_throughput for row in rows]),
+        *([Column("verdict", verdicts, left=True)] if any(row.verdict for row in rows) else []),
         _both("output tok/s", 3, rows, _output),
         _both("user p50 tok/s", 4, rows, lambda r, p: _RATE(dist(p, "user_tokens_per_s").p50)),
         _both("TTFT p95 ms", 6, rows, lambda r, p: units.milliseconds(dist(p, "ttft_s").p95)),
@@ -149,12 +157,10 @@ def loads(rows: Sequence[LoadComparison], width: int) -> Section:
 
 
 def _more(rows: Sequence[LoadComparison]) -> list[Column]:
-    """Step time, and what only some comparisons have."""
-    verdicts = [row.verdict or "–" for row in rows]
+    """Step time, and two other ways to a speedup."""
     expected = [units.ratio(row.speedup_expected) for row in rows]
     by_dialogue = [units.ratio(row.speedup_by_dialogue) for row in rows]
     return [
-        *([Column("verdict", verdicts, 0, left=True)] if any(row.verdict for row in rows) else []),
         _both("step ms", 5, rows, lambda _, p: units.milliseconds(p.step_time_s)),
         Column("AL × step\nbase ÷ spec", expected, 9, "AL × step time base ÷ spec"),
         Column("Spec-Bench's\nspeedup", by_dialogue, 10, "Spec-Bench's speedup"),
@@ -170,14 +176,20 @@ def _reasons(rows: Sequence[LoadComparison], width: int) -> Section:
         ).items()
         if why
     ]
-    for row in rows:
-        if row.verdict == "disagree":
-            before, after = (units.duration(at) for at in row.queue_s)
-            queue = f"a request waited {before} at the server without and {after} with speculation"
-            known = any(at is not None for at in row.queue_s)
-            queue += " (Little's law)" if known else " (the server tells no queue)"
-            said.append(f"Speedups disagree at {load_label(row.load)}: {queue}.")
+    said += [
+        f"The speedups disagree at {load_label(row.load)}: {_queue(row)}."
+        for row in rows
+        if row.verdict == "disagree"
+    ]
     return [line for text in said for line in wrapped(text, width, style="dim")]
+
+
+def _queue(row: LoadComparison) -> str:
+    """What the one speedup has and the other has not."""
+    if row.queue_s == (None, None):
+        return "throughput has the time in the server's queue in it, which the server does not tell"
+    before, after = (units.duration(at) for at in row.queue_s)
+    return f"a request waited {before} at the server in base and {after} in spec (Little's law)"
 
 
 def _ratios(what: str, drop: int, found: Sequence[Speedup | None]) -> Column:
@@ -241,26 +253,29 @@ def answers(found: Comparison) -> list[str]:
         said = [f"Answers that differ at temperature {temperature:g}: {differ}; {against}."]
     else:
         said = ["Answers were not compared: no pair of them is known."]
-    lengths = [
-        f"{speedup(row.output_length)} at {load_label(row.load)}"
-        for row in found.loads
-        if row.output_length is not None
-    ]
-    return said + ([f"Output length spec ÷ base: {', '.join(lengths)}."] if lengths else [])
+    lengths = _at_loads(
+        (speedup(row.output_length), row) for row in found.loads if row.output_length is not None
+    )
+    return said + ([f"Output length spec ÷ base: {lengths}."] if lengths else [])
+
+
+def _at_loads(said: Iterable[tuple[str, LoadComparison]]) -> str:
+    """'0 of 22 at c=1 and c=8, 1 of 22 at c=64'."""
+    groups = page.grouped((text, load_label(row.load)) for text, row in said)
+    return ", ".join(f"{text} at {page.listed(at)}" for text, at in groups.items())
 
 
 def _differ(found: Comparison, of: Callable[[LoadComparison], OutputDifference | None]) -> str:
-    """'1 of 22 at c=8 (the first at token 12, median)'."""
-    known = [(row, said) for row in found.loads if (said := of(row)) is not None]
-    return ", ".join(
-        f"{units.count(d.differ)} of {units.count(d.compared)} at {load_label(row.load)}"
-        + (
-            f" (from {d.unit} {units.whole(d.first_p50 + 1)} on, median)"
-            if d.first_p50 is not None
-            else ""
-        )
-        for row, d in known
-    )
+    """'1 of 22 (from token 12 on, median) at c=8'."""
+    known = [(said, row) for row in found.loads if (said := of(row)) is not None]
+    return _at_loads((_difference(said), row) for said, row in known)
+
+
+def _difference(said: OutputDifference) -> str:
+    text = f"{units.count(said.differ)} of {units.count(said.compared)}"
+    if said.first_p50 is None:
+        return text
+    return f"{text} (from {said.unit} {units.whole(said.first_p50 + 1)} on, median)"
 
 
 GROUPS: Mapping[str, Callable[[LoadComparison], Sequence[CategoryComparison]]] = {
