@@ -91,9 +91,6 @@ def _load(row: LoadComparison) -> list[str]:
     best = page.best(row.spec)
     basis = row.throughput_basis
 
-    def both(base: str, spec: str) -> str:
-        return f"{base} → {spec}"
-
     def user(phase: PhaseSummary) -> str:
         return units.figure(dist(phase, "user_tokens_per_s").p50)
 
@@ -109,12 +106,16 @@ def _load(row: LoadComparison) -> list[str]:
         row.verdict or (f"– ({row.why_no_verdict})" if row.why_no_verdict else "–"),
         as_compare.speedup(row.speedup_user),
         as_compare.speedup(row.speedup_throughput) + (f" ({basis})" if basis else ""),
-        *(both(cell(row.base), cell(row.spec)) for cell in (user, output, ttft)),
-        both(units.milliseconds(row.base.step_time_s), units.milliseconds(row.spec.step_time_s)),
+        *(_both(cell(row.base), cell(row.spec)) for cell in (user, output, ttft)),
+        _both(units.milliseconds(row.base.step_time_s), units.milliseconds(row.spec.step_time_s)),
         page.length(best),
         units.hundredths(best.draft_coverage),
         as_compare.positions(best),
     ]
+
+
+def _both(base: str, spec: str) -> str:
+    return units.MISSING if base == spec == units.MISSING else f"{base} → {spec}"
 
 
 def _groups(word: str, rows: Sequence[tuple[LoadComparison, CategoryComparison]]) -> str:
@@ -137,14 +138,14 @@ def _groups(word: str, rows: Sequence[tuple[LoadComparison, CategoryComparison]]
 def _group(row: LoadComparison, group: CategoryComparison) -> list[str]:
     found = group.acceptance or page.NOTHING
 
-    def both(of: str) -> str:
-        return f"{_figure(group.base, of)} → {_figure(group.spec, of)}"
-
     return [
         page.short(group.category),
         load_label(row.load),
         as_compare.speedup(group.speedup_user),
-        *(both(of) for of in ("user", "ttft", "step")),
+        *(
+            _both(_figure(group.base, of), _figure(group.spec, of))
+            for of in ("user", "ttft", "step")
+        ),
         page.length(found),
         units.hundredths(found.draft_coverage),
         as_compare.positions(found),

@@ -92,7 +92,7 @@ def _course(row: BreakEvenRow) -> tuple[str, str]:
 def bracket(crossing: Crossing) -> str:
     """'between 32 and 64 (≈ 45)': the two measured loads and what lies between them."""
     low, high = (load_label(load).partition("=")[2] for load in (crossing.low, crossing.high))
-    return f"between {low} and {high} (≈ {units.figure(crossing.at)})"
+    return f"between {low} and {high} (≈ {units.about(crossing.at)})"
 
 
 def crosses(row: BreakEvenRow) -> str:

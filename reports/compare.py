@@ -149,7 +149,7 @@ def loads(rows: Sequence[LoadComparison], width: int) -> Section:
         *([Column("verdict", verdicts, left=True)] if any(row.verdict for row in rows) else []),
         _both("output tok/s", 3, rows, _output),
         _both("user p50 tok/s", 4, rows, lambda r, p: _RATE(dist(p, "user_tokens_per_s").p50)),
-        _both("TTFT p95 ms", 6, rows, lambda r, p: units.milliseconds(dist(p, "ttft_s").p95)),
+        _both("TTFT p95 ms", 5, rows, lambda r, p: units.milliseconds(dist(p, "ttft_s").p95)),
         *page.acceptance_columns([page.best(row.spec) for row in rows], drops),
         *_more(rows),
     ]
@@ -161,7 +161,7 @@ def _more(rows: Sequence[LoadComparison]) -> list[Column]:
     expected = [units.ratio(row.speedup_expected) for row in rows]
     by_dialogue = [units.ratio(row.speedup_by_dialogue) for row in rows]
     return [
-        _both("step ms", 5, rows, lambda _, p: units.milliseconds(p.step_time_s)),
+        _both("step ms", 6, rows, lambda _, p: units.milliseconds(p.step_time_s)),
         Column("AL × step\nbase ÷ spec", expected, 9, "AL × step time base ÷ spec"),
         Column("Spec-Bench's\nspeedup", by_dialogue, 10, "Spec-Bench's speedup"),
     ]
@@ -203,7 +203,11 @@ def _both(what: str, drop: int, rows: Sequence[LoadComparison], cell: Cell) -> C
 def _arrows(what: str, drop: int, pairs: Sequence[tuple[str, str]]) -> Column:
     """A figure of both runs, the arrows in line."""
     before, after = (max(map(len, side)) for side in zip(*pairs, strict=True))
-    cells = [f"{a:>{before}} → {b:<{after}}" for a, b in pairs]
+    none = (units.MISSING, units.MISSING)
+    cells = [
+        units.MISSING if pair == none else f"{pair[0]:>{before}} → {pair[1]:<{after}}"
+        for pair in pairs
+    ]
     return Column(f"{what}\nbase → spec", cells, drop, what, left=True)
 
 

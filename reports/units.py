@@ -43,6 +43,11 @@ def whole(value: float | None) -> str:
     return _unsigned(f"{value:,.0f}")
 
 
+def about(value: float) -> str:
+    """What lies between two measured values: 46.99 → '47', 1.234 → '1.23'."""
+    return whole(value) if value >= 10 else figure(value)
+
+
 def duration(seconds: float | None) -> str:
     """Seconds with the unit that fits: 0.0123 → '12.3 ms', 1.25 → '1.25 s', 85e-6 → '85.0 µs'."""
     if seconds is None or not math.isfinite(seconds):
