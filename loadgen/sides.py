@@ -55,10 +55,13 @@ def sides(base: Sequence[Summary], others: Sequence[Summary]) -> list[Sides]:
 def swept(runs: Sequence[Summary]) -> list[Sides]:
     """A sweep's cells: of each scenario, engine and model the baseline against each other config.
 
-    UserError: no such group has a baseline and something to compare, or one has two baselines.
+    Of a cell that was measured more than once the newest run counts. UserError: no such group has a
+    baseline and something to compare, or one has two baselines.
     """
+    ordered = sorted(runs, key=lambda run: run.info.started_at)
+    newest = {run.info.cell or run.info.run_id: run for run in ordered}
     found: list[Sides] = []
-    for group in _grouped((_work(run.info), run) for run in runs):
+    for group in _grouped((_work(run.info), run) for run in newest.values()):
         bases = _by_config(run for run in group if run.info.server.state == "off")
         specs = _by_config(run for run in group if run.info.server.state != "off")
         if len(bases) > 1:

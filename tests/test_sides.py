@@ -102,6 +102,14 @@ def test_of_a_sweep_the_base_is_what_does_not_speculate() -> None:
     assert found == [("None0 None1", "ngram0 ngram1"), ("None0 None1", "eagle30 eagle31")]
 
 
+def test_of_a_cell_measured_twice_the_newest_counts() -> None:
+    def cell(method: str | None, run_id: str, minute: int) -> Summary:
+        return run(change(info(method, run_id, minute), cell=f"{method} smoke c=8 r=1"))
+
+    cells = [cell("ngram", "new", 5), cell(None, "base", 1), cell("ngram", "old", 2)]
+    assert ids(swept(cells)) == [("base", "new")]
+
+
 @pytest.mark.parametrize(
     ("methods", "said"),
     [
