@@ -28,6 +28,7 @@ from loadgen.types import (
     Load,
     LoadComparison,
     Mark,
+    OpenLoop,
     OutputDifference,
     PhaseSummary,
     RepeatComparison,
@@ -63,7 +64,7 @@ def compare(base: Summary, spec: Summary, *, force: bool = False) -> Comparison:
     if not loads:
         raise UserError(
             f"runs {base.info.run_id} and {spec.info.run_id} have no load in common: "
-            f"{_loads(base.phases)} against {_loads(spec.phases)}. Run both with the same -c."
+            f"{_loads(base.phases)} against {_loads(spec.phases)}. Run both at the same loads."
         )
     greedy = base.info.scenario.sampling.temperature == 0
     compared = tuple(
@@ -287,7 +288,8 @@ def _throughput(
     phases: Sequence[Phases], repeats: Sequence[Sequence[Pair]], turns: bool
 ) -> tuple[Speedup | None, str, list[float | None]]:
     """Steady where every phase is, else whole; its basis; each repeat's ratio. Within a run the
-    interval is that of Σ osl ÷ Σ E2EL over the pairs, laid around the measured ratio."""
+    interval is that of Σ osl ÷ Σ E2EL over the pairs, laid around the measured ratio; an open
+    loop's throughput follows its arrivals instead, and has none."""
     steady = all(p.throughput.steady is not None for pair in phases for p in pair)
     basis: Literal["steady", "whole"] = "steady" if steady else "whole"
     rates = [(getattr(b.throughput, basis), getattr(s.throughput, basis)) for b, s in phases]
@@ -300,7 +302,8 @@ def _throughput(
     if len(known) >= FEWEST:
         return _repeated(known, count, turns), basis, ratios
     middle = known[0] if len(known) == 1 else statistics.geometric_mean(known)
-    limits = interval(columns, ratio_of_ratios, what=WITHIN_RUN) if columns else None
+    closed = columns and not isinstance(phases[0][0].load, OpenLoop)
+    limits = interval(columns, ratio_of_ratios, what=WITHIN_RUN) if closed else None
     if limits is not None and (centre := _ratio(columns, ratio_of_ratios)):
         limits = Interval(
             low=middle * limits.low / centre, high=middle * limits.high / centre, kind=limits.kind

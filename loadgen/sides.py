@@ -290,6 +290,8 @@ def _throughput(parts: Sequence[Throughput]) -> Throughput:
     """Steady only where every repeat is, so that no two repeats are measured differently."""
     why = next((p.why_not_steady for p in parts if p.steady is None), "")
     return Throughput(
+        ramp_share=_mean(p.ramp_share for p in parts),
+        drain_share=_mean(p.drain_share for p in parts),
         whole=_mean(p.whole for p in parts),
         steady=None if any(p.steady is None for p in parts) else _mean(p.steady for p in parts),
         why_not_steady=why,

@@ -7,6 +7,7 @@ mapping is mended by reading the file again. Must not: talk to a server, know a 
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, zip_longest
 
@@ -26,6 +27,7 @@ from loadgen.metrics import (
     span_s,
     throughput,
 )
+from loadgen.plan import phase_name
 from loadgen.types import (
     LOST,
     Acceptance,
@@ -106,7 +108,7 @@ def summarize(run: Run, engine: Engine) -> Summary:
 
 def _unfinished(name: str, requests: Sequence[RequestRecord], run: Run) -> PhaseRecord:
     """A phase whose own record was never written: the run was killed in it."""
-    loads = {f"c={load.concurrency}": load for load in run.info.scenario.loads}
+    loads = {phase_name(load): load for load in run.info.scenario.loads}
     measured = not name.startswith("warm-up ")
     load = loads.get(name.removeprefix("warm-up ").split(" ")[0], run.info.scenario.loads[0])
     return PhaseRecord(
@@ -218,6 +220,7 @@ def _phase(data: PhaseData) -> PhaseSummary:
     def grouped(by: Callable[[RequestRecord], str | None]) -> tuple[CategorySummary, ...]:
         return _groups(done, by, engine, state, depth, disproved)
 
+    at_server, waiting = server_concurrency(data)
     return PhaseSummary(
         name=data.phase.name,
         load=data.phase.load,
@@ -232,6 +235,8 @@ def _phase(data: PhaseData) -> PhaseSummary:
         step_time_s=step_time,
         step_time_source=_step_source(sources, state) if step_time is not None else None,
         achieved_concurrency_p50=achieved_concurrency(data),
+        server_concurrency_p50=at_server,
+        server_waiting_p50=waiting,
         repeated_prompts=sum(r.repeat > 0 for r in data.records) / len(data.records),
         chunk_is_step=False if disproved else engine.chunk_is_step,
         dialogues=dialogue_figures(data.records, engine, disproved),
@@ -248,6 +253,27 @@ def _step_time(done: Sequence[RequestRecord], engine: Engine, disproved: bool) -
     steps = sum(n for _, n in timed)
     known = bool(steps) and not disproved and all(p is not None for _, p in times)
     return sum(t for t, _ in timed) / steps if known else None
+
+
+def server_concurrency(data: PhaseData) -> tuple[float | None, float | None]:
+    """Medians over the samples in the steady window: requests running + waiting at the server, and
+    those waiting. None: it does not say."""
+    start, end = data.phase.steady_from_s, data.phase.steady_to_s
+    if start is None or end is None:
+        return None, None
+    seen = [
+        data.engine.load(s.samples)
+        for s in data.snapshots
+        if s.edge == "tick" and start <= s.at_s <= end
+    ]
+    known = [(s.running, s.waiting) for s in seen if s.running is not None]
+    queued = [(running, waiting) for running, waiting in known if waiting is not None]
+    if not queued:
+        return None, None
+    return (
+        float(statistics.median(running + waiting for running, waiting in queued)),
+        float(statistics.median(waiting for _, waiting in queued)),
+    )
 
 
 def _step_source(sources: Sequence[Acceptance], state: State) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 
 from loadgen.errors import UserError, nearest
-from loadgen.types import Load, SpecConfig
+from loadgen.types import ClosedLoop, Load, SpecConfig
 
 T = TypeVar("T")
 
@@ -139,13 +139,22 @@ def flags(values: Mapping[str, object]) -> list[str]:
 
 
 def load_label(load: Load) -> str:
-    """What a load is called, nearly as its flag has it: 'c=32'."""
-    return f"c={load.concurrency}"
+    """What a load is called, nearly as its flag has it: 'c=32', 'rate=4/s'."""
+    if isinstance(load, ClosedLoop):
+        return f"c={load.concurrency}"
+    return f"rate={load.request_rate_rps:g}/s"
 
 
 def load_order(load: Load) -> tuple[bool, float]:
-    """Sorts loads: closed loops by concurrency."""
-    return False, load.concurrency
+    """Sorts loads: closed loops by concurrency, then open loops by rate."""
+    if isinstance(load, ClosedLoop):
+        return False, load.concurrency
+    return True, load.request_rate_rps
+
+
+def most_in_flight(load: Load) -> int | None:
+    """Dialogues under way at once; None: the load has no bound."""
+    return load.concurrency if isinstance(load, ClosedLoop) else load.max_in_flight
 
 
 # ── secrets in what users write ──────────────────────────────────────────────────────────────────

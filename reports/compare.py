@@ -119,7 +119,7 @@ def _verdicts(rows: Sequence[LoadComparison]) -> str:
 def _speeds(what: str, found: Sequence[tuple[LoadComparison, Speedup | None]]) -> str:
     """'user speed 1.08× [1.02, 1.15] at concurrency 1 and …', '' where nothing is known."""
     spans = page.listed(
-        f"{speedup(speed)} at concurrency {row.load.concurrency}"
+        f"{speedup(speed)} at {page.load_words(row.load)}"
         for row, speed in found
         if speed is not None
     )

@@ -22,6 +22,7 @@ from loadgen.types import (
     DialogueFigures,
     Interval,
     LoadComparison,
+    OpenLoop,
     OutputDifference,
     PhaseRecord,
     PhaseSummary,
@@ -35,7 +36,7 @@ from loadgen.types import (
     Summary,
     Throughput,
 )
-from tests.records import ENGINE, SERVER, record, run_info
+from tests.records import ENGINE, G2, SERVER, record, run_info
 
 change = msgspec.structs.replace
 
@@ -135,6 +136,17 @@ def test_unlike_runs_are_refused_unless_forced(info: RunInfo, what: str) -> None
     with pytest.raises(UserError, match=what):
         compare(base, spec)
     assert any(what in difference for difference in compare(base, spec, force=True).differences)
+
+
+def test_the_throughput_of_an_open_loop_has_no_interval_of_a_closed_one() -> None:
+    """It follows the arrivals: a ratio, paired by dialogue, says nothing of how far it may be."""
+    phase = change(PHASE, name="rate=4", load=OpenLoop(request_rate_rps=4))
+    cut = [change(r, phase="rate=4") for r in G2]
+    run = summary(phase, *cut)
+    (load,) = compare(run, run).loads
+    assert load.speedup_throughput is not None
+    assert (load.speedup_throughput.ratio, load.speedup_throughput.interval) == (1.0, None)
+    assert load.speedup_user is not None
 
 
 def test_no_load_in_common_is_refused() -> None:

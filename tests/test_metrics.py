@@ -81,6 +81,28 @@ def test_concurrency_is_weighted_by_time() -> None:
     assert achieved_concurrency(phase_data([record([1], [0.0, 1.0])])) == 1.0
 
 
+def test_what_is_not_steady_is_a_share_of_the_phase() -> None:
+    made = [record([1] * 5, [5.0 * i + s for s in range(6)], dialogue=f"d{i}") for i in range(4)]
+    phase = PhaseRecord(
+        name="c=1", load=phase_data(made).phase.load, repeat=0, measured=True,
+        started_s=0.0, ended_s=100.0, steady_from_s=2.0, steady_to_s=15.0,
+    )  # fmt: skip
+    found = throughput(phase_data(made, phase=phase))
+    assert (found.ramp_share, found.drain_share) == pytest.approx((0.1, 0.25))
+    never = msgspec.structs.replace(phase, steady_from_s=None)
+    found = throughput(phase_data(made, phase=never))
+    assert (found.ramp_share, found.drain_share) == (None, None)
+
+
+def test_an_open_loop_is_timed_from_when_the_request_should_have_left() -> None:
+    late = record([1, 2], [10.0, 10.5, 12.0], intended_s=7.0)
+    found = distributions([late, G2[0]])
+    means = {n: found[n].mean for n in ("send_delay_s", "ttft_intended_s", "e2el_intended_s")}
+    assert means == {"send_delay_s": 3.0, "ttft_intended_s": 3.5, "e2el_intended_s": 5.0}
+    assert found["send_delay_s"].n == 1, "a closed loop intends nothing"
+    assert found["ttft_s"].n == 2
+
+
 def test_every_request_is_counted_once() -> None:
     made = [
         *G2,

@@ -132,15 +132,15 @@ def test_runs_of_repeat_0_are_numbered_as_they_began() -> None:
     later = run(info(None, "later", 9), phase(8), phase(64))
     first = run(info(None, "first", 1), phase(8))
     found = joined([later, first])
-    assert [(p.name, p.load.concurrency, p.repeat) for p in found.phases] == [
-        ("c=8 r=1", 8, 0),
-        ("c=8 r=2", 8, 1),
-        ("c=64 r=1", 64, 0),
+    assert [(p.name, p.repeat) for p in found.phases] == [
+        ("c=8 r=1", 0),
+        ("c=8 r=2", 1),
+        ("c=64 r=1", 0),
     ]
     assert [p.started_s for p in found.phases] == [5.0, 5.0 + 8 * 60, 5.0 + 8 * 60]
     assert found.run_ids == ("first", "later")
     assert found.info.scenario.repeats == 2
-    assert [load.concurrency for load in found.info.scenario.loads] == [8, 64]
+    assert found.info.scenario.loads == (ClosedLoop(concurrency=8), ClosedLoop(concurrency=64))
 
 
 def test_cells_keep_their_repeat_and_a_run_given_twice_counts_once() -> None:

@@ -11,21 +11,23 @@ import pytest
 
 from loadgen.acceptance import COUNTERS
 from loadgen.errors import UserError
-from loadgen.summarize import counter_growth, summarize
+from loadgen.summarize import counter_growth, server_concurrency, summarize
 from loadgen.types import (
     ClosedLoop,
     Engine,
+    OpenLoop,
     PhaseRecord,
     Record,
     Run,
     RunEnd,
     RunInfo,
+    Scenario,
     Snapshot,
     SpecCounters,
     Summary,
 )
 from servers import vllm
-from tests.records import ENGINE, G2, SERVER, record, run_info
+from tests.records import ENGINE, G2, SERVER, phase_data, record, run_info
 
 
 def counters(samples: Mapping[str, float]) -> SpecCounters:
@@ -56,6 +58,28 @@ PHASE = PhaseRecord(
 
 def summary(*records: Record, info: RunInfo | None = None, engine: Engine = ENGINE) -> Summary:
     return summarize(Run(info=info or run_info(), records=records), engine)
+
+
+def test_the_server_holds_what_runs_and_waits_inside_the_steady_window() -> None:
+    def tick(at_s: float, running: float, waiting: float | None) -> Snapshot:
+        samples = {vllm.RUNNING: running} | ({} if waiting is None else {vllm.WAITING: waiting})
+        return Snapshot(at_s=at_s, phase="c=1", edge="tick", samples=samples)
+
+    ticks = [tick(9.0, 99, 99), tick(10.5, 4, 0), tick(11.0, 5, 2), tick(12.9, 5, 3),
+             tick(13.1, 99, 99)]  # fmt: skip
+    data = phase_data(G2, phase=PHASE, engine=vllm.ENGINE, snapshots=tuple(ticks))
+    assert server_concurrency(data) == (7.0, 2.0)
+    blind = dataclasses.replace(data, snapshots=(tick(11.0, 5, None),))
+    assert server_concurrency(blind) == (None, None), "what waits is not known"
+    assert server_concurrency(dataclasses.replace(data, snapshots=())) == (None, None)
+
+
+def test_a_killed_open_loop_keeps_its_load() -> None:
+    loads = (ClosedLoop(concurrency=1), OpenLoop(request_rate_rps=0.5))
+    info = run_info(scenario=Scenario(name="s", loads=loads))
+    cut = [msgspec.structs.replace(r, phase="rate=0.5 r=2") for r in G2]
+    (phase,) = summary(*cut, info=info).phases
+    assert phase.load == loads[1]
 
 
 def test_growth_between_the_borders() -> None:
