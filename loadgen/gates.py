@@ -81,7 +81,7 @@ def judge(comparison: Comparison, bounds: Sequence[Bound]) -> tuple[Judged, ...]
     """Every bound at each load that it speaks of. UserError: no such load, or no such figure."""
     judged = []
     for bound in bounds:
-        labels = {load_label(row.load): row for row in comparison.loads}
+        labels = {load_label(row.load).removesuffix("/s"): row for row in comparison.loads}
         if bound.load is not None and bound.load not in labels:
             raise UserError(
                 f"--fail-if '{bound.text}': nothing was measured at {bound.load}. Measured: "

@@ -9,6 +9,7 @@ are means over the repeats that have them. Must not: form a ratio of two sides, 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -59,7 +60,7 @@ def swept(runs: Sequence[Summary]) -> list[Sides]:
     baseline and something to compare, or one has two baselines.
     """
     ordered = sorted(runs, key=lambda run: run.info.started_at)
-    newest = {run.info.cell or run.info.run_id: run for run in ordered}
+    newest = {_place(run.info): run for run in ordered}
     found: list[Sides] = []
     for group in _grouped((_work(run.info), run) for run in newest.values()):
         bases = _by_config(run for run in group if run.info.server.state == "off")
@@ -78,6 +79,11 @@ def swept(runs: Sequence[Summary]) -> list[Sides]:
             "of one scenario and model without speculation (off) and with it."
         )
     return found
+
+
+def _place(info: RunInfo) -> str:
+    """A sweep's cell, whose name ends in its repeat; any other run is one of its own."""
+    return info.cell if info.cell and re.search(r" r=\d+\Z", info.cell) else info.run_id
 
 
 def _work(info: RunInfo) -> tuple[str, str, str]:

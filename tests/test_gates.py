@@ -10,7 +10,8 @@ import pytest
 
 from loadgen.errors import UserError
 from loadgen.gates import judge, read_bounds
-from loadgen.types import Comparison, Distribution, PhaseSummary
+from loadgen.types import Comparison, Distribution, OpenLoop, PhaseSummary
+from loadgen.written import load_label
 from reports import as_junit, units
 from tests.studies import compared
 
@@ -72,6 +73,13 @@ def test_what_is_no_bound_is_refused_before_a_file_is_read(text: str, said: str)
 def test_a_bound_that_cannot_be_judged_does_not_pass(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         judged(text)
+
+
+def test_a_bound_names_an_open_loop_by_its_rate() -> None:
+    (row, _) = comparison().loads
+    found = change(comparison(), loads=(change(row, load=OpenLoop(request_rate_rps=4)),))
+    (one,) = judge(found, read_bounds(["speedup_user<1.1@rate=4"]))
+    assert (one.load, one.crossed) == (load_label(OpenLoop(request_rate_rps=4)), True)
 
 
 def test_a_change_of_acceptance_length_is_against_a_base_that_drafts_too() -> None:

@@ -108,6 +108,10 @@ def test_of_a_cell_measured_twice_the_newest_counts() -> None:
 
     cells = [cell("ngram", "new", 5), cell(None, "base", 1), cell("ngram", "old", 2)]
     assert ids(swept(cells)) == [("base", "new")]
+    runs = [
+        run(change(r.info, cell="ngram" if r.info.server.state == "on" else "none")) for r in cells
+    ]
+    assert ids(swept(runs)) == [("base", "old new")], "runs of one server by hand are repeats"
 
 
 @pytest.mark.parametrize(
