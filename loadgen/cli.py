@@ -1,9 +1,9 @@
 """The `draftload` command: flags in, exit code out; the one place where the four packages meet.
 
 stdout is the report, stderr progress and caveats. Exit codes: 0 fine, 1 the run failed, 2 the input
-was wrong, 130 interrupted (what was measured is reported). Modules that cost time to import
-(aiohttp, rich tables, numpy) are imported where they are used: `--help` must stay quick. Must not:
-compute a figure, place one.
+was wrong, 3 a bound of --fail-if was crossed, 130 interrupted (what was measured is reported).
+Modules that cost time to import (aiohttp, rich tables, numpy) are imported where they are used:
+`--help` must stay quick. Must not: compute a figure, place one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import typer
 from loadgen import __version__
 from loadgen.errors import DraftloadError, ServerError, UserError, nearest
 from loadgen.types import (
+    Bound,
     ClosedLoop,
     Dataset,
     Engine,
@@ -39,6 +40,7 @@ from loadgen.types import (
 from loadgen.written import load_label, most_in_flight
 
 if TYPE_CHECKING:
+    from loadgen.breakeven import By
     from servers.launch import Launched
 
 T = TypeVar("T")
@@ -388,17 +390,62 @@ def report(
 
 @app.command(short_help="Does it pay? Runs with speculation against their baseline.")
 def compare(
-    base: Annotated[Path, typer.Argument(help="Run file without speculation.")],
-    spec: Annotated[list[Path], typer.Argument(help="Run files with it.")],
+    base: Annotated[
+        Path, typer.Argument(help="Run file without speculation, or the folder of a sweep.")
+    ],
+    spec: Annotated[
+        list[Path] | None, typer.Argument(help="Run files with it; more of the base may follow.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compare unlike runs too.")] = False,
-    format_name: FormatName = "table",
+    as_map: Annotated[
+        bool, typer.Option("--map", help="The break-even map: speedup by category and load.")
+    ] = False,
+    by: Annotated[
+        str, typer.Option("--by", help="Rows of the map: category, tier or isl_bucket.")
+    ] = "category",
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option("--fail-if", help="Such as 'speedup_user<1.1@c=32': exit code 3."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="The bounds of --fail-if as JUnit XML.")
+    ] = None,
+    format_name: Annotated[
+        str, typer.Option("--format", help="table, json or markdown.")
+    ] = "table",
 ) -> None:
     """Speedup, acceptance and output differences of runs against their baseline.
 
-    Example: draftload compare runs/base.jsonl runs/eagle3.jsonl
+    Run files of one server config are repeats of one side, the first file's config is the base. Of
+    a folder, such as a sweep's, the base is the config without speculation.
+
+    Example: draftload compare runs/base.jsonl runs/eagle3.jsonl --fail-if 'speedup_user<1.1@c=32'
     """
-    _format(format_name)
-    _compared(base, spec, format_name, force=force)
+    from loadgen.gates import read_bounds
+
+    _format(format_name, "markdown")
+    rows = _by(by) if as_map else None
+    bounds = read_bounds(fail_if or ())
+    if junit is not None and not bounds:
+        raise UserError("--junit has nothing to write without --fail-if. Give a bound.")
+    if junit is not None and not junit.parent.is_dir():
+        raise UserError(f"cannot write {junit}: there is no folder {junit.parent}.")
+    studies = _studies(base, spec or (), bounds, force=force, by=rows)
+    for study in studies:
+        _print(_comparison_page(study, format_name))
+    judged = tuple(judged for study in studies for judged in study.judged)
+    if junit is not None:
+        from reports import as_junit
+
+        junit.write_text(as_junit.render(replace(studies[0], judged=judged)), encoding="utf-8")
+    crossed = [j for j in judged if j.crossed]
+    for one in crossed:
+        from reports import units
+
+        said = f"{one.bound.text} at {one.load} of {one.spec}: {units.judged(one)}"
+        print(f"draftload: crossed: {_clean(said)}", file=sys.stderr)
+    if crossed:
+        raise typer.Exit(3)
 
 
 @app.command(short_help="Start a server from its TOML, or print its command.")
@@ -741,18 +788,76 @@ def _report(paths: Sequence[Path], format_name: str) -> list[Summary]:
 
 
 def _compared(base: Path, spec: Sequence[Path], format_name: str, *, force: bool) -> list[Summary]:
+    studies = _studies(base, spec, (), force=force, by=None)
+    for study in studies:
+        _print(_comparison_page(study, format_name))
+    return [studies[0].summaries[0], *(study.summaries[1] for study in studies)]
+
+
+def _studies(
+    base: Path, spec: Sequence[Path], bounds: Sequence[Bound], *, force: bool, by: By | None
+) -> list[Study]:
+    """A study for each server config that is compared with the base."""
+    from loadgen import sides
+    from loadgen.breakeven import break_even
     from loadgen.compare import compare as paired
-    from reports import as_json
+    from loadgen.gates import judge
+
+    first, others = _runs_at(base), [run for path in spec for run in _runs_at(path)]
+    if not others and not base.is_dir():
+        raise UserError(
+            f"{base} is one run file: there is nothing to compare it with. Give the runs with "
+            "speculation after it, or the folder of a sweep alone."
+        )
+    path_of = {run.info.run_id: path for path, run in (*first, *others)}
+    runs, more = [run for _, run in first], [run for _, run in others]
+    studies = []
+    for pair in sides.sides(runs, more) if more else sides.swept(runs):
+        both = [sides.joined(side, force=force) for side in pair]
+        found = paired(*both, force=force)
+        paths = [path_of[name] for name in (*found.base_runs, *found.spec_runs)]
+        studies.append(
+            replace(
+                _study(both, paths),
+                comparison=found,
+                break_even=break_even(found, by) if by is not None else None,
+                judged=judge(found, bounds),
+            )
+        )
+    return studies
+
+
+def _runs_at(path: Path) -> list[tuple[Path, Summary]]:
+    """A run file, or those of a folder that completed; the others are named on stderr."""
+    if not path.is_dir():
+        return [(path, _summary(path))]
+    found = []
+    for file in sorted(path.glob("*.jsonl")):
+        try:
+            run = _summary(file)
+            why = "" if run.end == "completed" else f"{file}: {run.end or 'no end was recorded'}"
+        except UserError as fault:
+            why = str(fault)
+        if why:
+            print(f"draftload: left out: {_clean(why)}", file=sys.stderr)
+        else:
+            found.append((file, run))
+    if not found:
+        raise UserError(f"no completed run file in {path}. Expected *.jsonl, as a sweep writes.")
+    return found
+
+
+def _comparison_page(study: Study, format_name: str) -> str:
+    from reports import as_json, as_markdown, breakeven
     from reports import compare as as_compare
 
-    render = {"table": as_compare.render, "json": as_json.render}[format_name]
-    summaries = [_summary(base)]
-    for path in spec:
-        summaries.append(_summary(path))
-        study = _study([summaries[0], summaries[-1]], [base, path])
-        found = paired(summaries[0], summaries[-1], force=force)
-        _print(render(replace(study, comparison=found)))
-    return summaries
+    table = as_compare if study.break_even is None else breakeven
+    render: dict[str, Callable[[Study], str]] = {
+        "table": table.render,
+        "json": as_json.render,
+        "markdown": as_markdown.render,
+    }
+    return render[format_name](study)
 
 
 def _study(summaries: Sequence[Summary], paths: Sequence[Path]) -> Study:
@@ -963,9 +1068,19 @@ def _api(name: str) -> Literal["completions", "chat"]:
     raise UserError(f"unknown API '{name}'{nearest(name, ('completions', 'chat')) or '.'}")
 
 
-def _format(name: str) -> None:
-    if name not in ("table", "json"):
-        raise UserError(f"unknown format '{name}'. Expected table or json.")
+def _by(name: str) -> By:
+    known: tuple[By, ...] = ("category", "tier", "isl_bucket")
+    for rows in known:
+        if name == rows:
+            return rows
+    hint = nearest(name, known) or "."
+    raise UserError(f"unknown rows --by {name}{hint} Expected {', '.join(known)}.")
+
+
+def _format(name: str, *more: str) -> None:
+    *most, last = ("table", "json", *more)
+    if name not in (*most, last):
+        raise UserError(f"unknown format '{name}'. Expected {', '.join(most)} or {last}.")
 
 
 def _headers(lines: Sequence[str] | None, key_file: Path | None) -> dict[str, str]:

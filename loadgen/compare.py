@@ -1,26 +1,37 @@
-"""A run with speculation against its baseline: speedups, acceptance, output differences.
+"""A side with speculation against its baseline: speedups, acceptance, output differences.
 
 speedup_user = (Σ decode tokens ÷ Σ decode time) with ÷ without, over dialogues completed in both,
-paired by dialogue; speedup_throughput = steady output tokens/s with ÷ without at the same load. One
-repeat gives a ratio and a within-run interval (a paired bootstrap over dialogues) and no verdict:
-noise between runs is not in it. Must not: say "pays", read a file.
+paired by dialogue; speedup_throughput = steady output tokens/s with ÷ without at the same load.
+Phases are paired by load and repeat. From three repeats that took turns a ratio is the geometric
+mean of the repeats', its interval Student's t of their logarithms, and a mark may be given: noise
+between runs is in it. One or two repeats give a within-run interval (a paired bootstrap over
+dialogues) and no mark. Must not: read a file, mark an effect that the repeats do not carry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 from loadgen.errors import UserError
-from loadgen.stats import ENOUGH, interval, pooled, ratio_of_ratios
+from loadgen.sides import as_one, incomparable, refuse, took_turns
+from loadgen.stats import ENOUGH, FEWEST, interval, over_repeats, pooled, ratio, ratio_of_ratios
 from loadgen.types import (
     CategoryComparison,
+    CategorySummary,
     Caveat,
     Comparison,
     DialogueFigures,
     Interval,
+    Load,
     LoadComparison,
+    Mark,
     OpenLoop,
+    OutputDifference,
     PhaseSummary,
+    RepeatComparison,
     RunInfo,
     Speedup,
     Summary,
@@ -34,31 +45,67 @@ STEP_TIME_FELL = 0.9
 """Below this ratio a step with drafts was quicker than one without, which cannot be."""
 
 Pair = tuple[DialogueFigures, DialogueFigures]
+Phases = tuple[PhaseSummary, PhaseSummary]
+Statistic = Callable[[Any], Any]
+Columns = list[tuple[float, ...]]
 
 
 def compare(base: Summary, spec: Summary, *, force: bool = False) -> Comparison:
-    """`spec` over `base`. UserError: they did not do the same work (`force` compares anyway)."""
+    """`spec` over `base`, each as `sides.joined` made it. UserError: they did not do the same work
+    (`force` compares anyway), or have no load in common."""
     unlike = incomparable(base.info, spec.info)
     if unlike and not force:
-        raise UserError(
-            f"runs {base.info.run_id} and {spec.info.run_id} cannot be compared: "
-            f"{'; '.join(unlike)}. Expected the same prompts, sampling and templating; run both "
-            "again alike, or give --force to compare all the same."
-        )
+        raise refuse(base.info, spec.info, unlike)
     before = {(p.load, p.repeat): p for p in base.phases}
-    pairs = [(before[key], p) for p in spec.phases if (key := (p.load, p.repeat)) in before]
-    if not pairs:
+    loads: dict[Load, list[Phases]] = {}
+    for phase in spec.phases:
+        if (found := before.get((phase.load, phase.repeat))) is not None:
+            loads.setdefault(phase.load, []).append((found, phase))
+    if not loads:
         raise UserError(
             f"runs {base.info.run_id} and {spec.info.run_id} have no load in common: "
-            f"{_loads(base)} against {_loads(spec)}. Run both at the same loads."
+            f"{_loads(base.phases)} against {_loads(spec.phases)}. Run both at the same loads."
         )
     greedy = base.info.scenario.sampling.temperature == 0
+    compared = tuple(
+        _load(pairs, took_turns(base, spec, pairs), greedy) for pairs in loads.values()
+    )
     return Comparison(
         base=base.info,
         spec=spec.info,
-        loads=tuple(_load(b, s, greedy) for b, s in pairs),
+        loads=compared,
         differences=(*unlike, *differences(base.info, spec.info)),
-        caveats=tuple(caveat for b, s in pairs for caveat in drifted(b, s)),
+        caveats=(
+            *(caveat for load in compared for caveat in drifted(load.base, load.spec)),
+            *_left_over(base, spec),
+        ),
+        base_runs=base.run_ids or (base.info.run_id,),
+        spec_runs=spec.run_ids or (spec.info.run_id,),
+    )
+
+
+def _left_over(base: Summary, spec: Summary) -> tuple[Caveat, ...]:
+    """What only one side measured, and is in no figure."""
+    sides = [{(p.load, p.repeat): p for p in side.phases} for side in (base, spec)]
+    said = [
+        f"{_loads([own[key] for key in own if key not in other])} of {name} only"
+        for name, own, other in zip(("base", "spec"), sides, sides[::-1], strict=True)
+        if own.keys() - other.keys()
+    ]
+    if not said:
+        return ()
+    return (
+        Caveat(
+            code="not-paired",
+            message=f"Left out of every figure: {'; '.join(said)}.",
+            advice="Measure both sides at the same loads and as often.",
+        ),
+    )
+
+
+def _loads(phases: Iterable[PhaseSummary]) -> str:
+    return ", ".join(
+        load_label(p.load) + (f" repeat {p.repeat + 1}" if p.repeat else "") for p in phases
     )
 
 
@@ -80,18 +127,6 @@ def drifted(base: PhaseSummary, spec: PhaseSummary) -> tuple[Caveat, ...]:
             phase=spec.name,
         ),
     )
-
-
-def incomparable(base: RunInfo, spec: RunInfo) -> tuple[str, ...]:
-    """What makes two runs different work: each as "what: base → spec"."""
-    facts = (
-        ("prompts", base.prompts_sha256[:12], spec.prompts_sha256[:12]),
-        ("sampling", _sampling(base), _sampling(spec)),
-        ("API", base.server.api, spec.server.api),
-        ("model", base.server.model, spec.server.model),
-        ("simulated", base.server.simulated, spec.server.simulated),
-    )
-    return tuple(f"{name}: {a} → {b}" for name, a, b in facts if a != b)
 
 
 def differences(base: RunInfo, spec: RunInfo) -> tuple[str, ...]:
@@ -120,106 +155,315 @@ def differences(base: RunInfo, spec: RunInfo) -> tuple[str, ...]:
     )
 
 
-def _sampling(info: RunInfo) -> str:
-    s = info.scenario.sampling
-    eos = ", EOS ignored" if s.ignore_eos else ""
-    return f"T {s.temperature:g}, top_p {s.top_p:g}, ≤ {s.max_output_tokens} tokens{eos}"
+def _load(phases: Sequence[Phases], turns: bool, greedy: bool) -> LoadComparison:
+    """All repeats of one load; `turns`: they were interleaved."""
+    base, spec = (as_one(side) for side in zip(*phases, strict=True))
+    repeats = [paired(b, s) for b, s in phases]
+    user = speedup_user(repeats, turns)
+    throughput, basis, ratios = _throughput(phases, repeats, turns)
+    verdict, why = _verdict(user, throughput, len(phases), turns)
+    every = [pair for pairs in repeats for pair in pairs]
+    return LoadComparison(
+        load=spec.load,
+        base=base,
+        spec=spec,
+        speedup_user=user,
+        speedup_throughput=throughput,
+        throughput_basis=basis,
+        categories=_groups(base.categories, spec.categories, repeats, turns, lambda d: d.category),
+        tiers=_groups(base.tiers, spec.tiers, repeats, turns, lambda d: d.tier),
+        isl_buckets=_groups(
+            base.isl_buckets, spec.isl_buckets, repeats, turns, lambda d: d.isl_bucket
+        ),
+        repeats=tuple(
+            RepeatComparison(
+                repeat=s.repeat,
+                base_phase=b.name,
+                spec_phase=s.name,
+                speedup_user=_ratio(_decoded(pairs), ratio_of_ratios),
+                speedup_throughput=found,
+            )
+            for (b, s), pairs, found in zip(phases, repeats, ratios, strict=True)
+        ),
+        verdict=verdict,
+        why_no_verdict=why,
+        outputs=differing((b.output, s.output) for b, s in every) if greedy else None,
+        noise=_noise([b for b, _ in phases]) if greedy else None,
+        output_length=_figure(repeats, _lengths, ratio, turns=False),
+        speedup_by_dialogue=speedup_by_dialogue(every),
+        speedup_expected=_expected(base, spec),
+        queue_s=(_queue_s(base), _queue_s(spec)),
+    )
 
 
-def _loads(summary: Summary) -> str:
-    return ", ".join(load_label(p.load) for p in summary.phases)
-
-
-def _load(base: PhaseSummary, spec: PhaseSummary, greedy: bool) -> LoadComparison:
+def paired(base: PhaseSummary, spec: PhaseSummary) -> list[Pair]:
+    """Dialogues completed in both, with as many turns."""
     without = {d.dialogue_id: d for d in base.dialogues}
-    pairs = [
+    return [
         (without[d.dialogue_id], d)
         for d in spec.dialogues
         if d.dialogue_id in without and without[d.dialogue_id].turns == d.turns
     ]
-    throughput, basis = _throughput(base, spec, pairs)
-    outputs = [(b.output, s.output) for b, s in pairs if b.output and s.output] if greedy else []
-    return LoadComparison(
-        load=spec.load,
-        repeat=spec.repeat,
-        base=base,
-        spec=spec,
-        speedup_user=speedup_user(pairs),
-        speedup_throughput=throughput,
-        throughput_basis=basis,
-        categories=_categories(spec, pairs),
-        outputs_compared=len(outputs),
-        outputs_differ=sum(b != s for b, s in outputs),
-    )
 
 
-def speedup_user(pairs: Sequence[Pair]) -> Speedup | None:
+# ── ratios, over repeats or within a run ─────────────────────────────────────────────────────────
+
+
+def speedup_user(repeats: Sequence[Sequence[Pair]], turns: bool) -> Speedup | None:
     """Decode tokens a second with ÷ without, over paired dialogues; None without decode time."""
-    columns = _decoded(pairs)
-    if not columns:
+    return _figure(repeats, _decoded, ratio_of_ratios, turns)
+
+
+def _figure(
+    repeats: Sequence[Sequence[Pair]],
+    columns_of: Callable[[Sequence[Pair]], Columns],
+    statistic: Statistic,
+    turns: bool,
+) -> Speedup | None:
+    """A statistic of column sums: over repeats from three on, else within the run."""
+    ratios = [_ratio(columns_of(pairs), statistic) for pairs in repeats]
+    known = [r for r in ratios if r is not None]
+    columns = columns_of([pair for pairs in repeats for pair in pairs])
+    if not known:
         return None
+    if len(known) >= FEWEST:
+        return _repeated(known, len(columns[0]), turns)
     return Speedup(
-        ratio=ratio_of_ratios([float(sum(column)) for column in columns]),
+        ratio=float(statistic([float(sum(column)) for column in columns])),
         pairs=len(columns[0]),
-        interval=interval(columns, ratio_of_ratios, what=WITHIN_RUN),
+        interval=interval(columns, statistic, what=WITHIN_RUN),
+        repeats=len(known),
     )
 
 
-def _decoded(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:
+def _repeated(ratios: Sequence[float], pairs: int, turns: bool) -> Speedup:
+    """Three or more repeats; only those that took turns carry a mark."""
+    limits = over_repeats(ratios, what="interleaved " if turns else "")
+    return Speedup(
+        ratio=statistics.geometric_mean(ratios),
+        pairs=pairs,
+        interval=limits,
+        repeats=len(ratios),
+        mark=_mark(limits) if turns else "?",
+    )
+
+
+def _mark(limits: Interval | None) -> Mark:
+    if limits is None:
+        return "?"
+    return "pays" if limits.low > 1 else "costs" if limits.high < 1 else "no difference"
+
+
+def _ratio(columns: Columns, statistic: Statistic) -> float | None:
+    return float(statistic([float(sum(column)) for column in columns])) if columns else None
+
+
+def _decoded(pairs: Sequence[Pair]) -> Columns:
     """Tokens and time with, tokens and time without: a column each, a pair a row."""
     rows = [
         (float(s.decode_tokens), s.decode_s, float(b.decode_tokens), b.decode_s)
         for b, s in pairs
-        if s.decode_tokens and b.decode_tokens and s.decode_s > 0 and b.decode_s > 0
+        if s.decode_tokens and b.decode_tokens
+        if min(s.decode_tokens, s.decode_s, b.decode_tokens, b.decode_s) > 0
     ]
     return list(zip(*rows, strict=True))
 
 
+def _answered(pairs: Sequence[Pair]) -> Columns:
+    """Σ osl ÷ Σ E2EL with and without, which a closed loop's throughput follows."""
+    rows = [
+        (float(s.osl_tokens), s.e2el_s, float(b.osl_tokens), b.e2el_s)
+        for b, s in pairs
+        if b.osl_tokens
+    ]
+    return list(zip(*rows, strict=True))
+
+
+def _lengths(pairs: Sequence[Pair]) -> Columns:
+    rows = [(float(s.osl_tokens), float(b.osl_tokens)) for b, s in pairs if b.osl_tokens]
+    return list(zip(*rows, strict=True)) if any(s for s, _ in rows) else []
+
+
 def _throughput(
-    base: PhaseSummary, spec: PhaseSummary, pairs: Sequence[Pair]
-) -> tuple[Speedup | None, str]:
-    """Steady where both are, else whole. The interval is that of Σ osl ÷ Σ E2EL over the pairs,
-    which a closed loop's throughput follows, laid around the measured ratio. An open loop's
-    follows its arrivals, and has none."""
-    basis = "steady"
-    with_, without = spec.throughput.steady, base.throughput.steady
-    if with_ is None or without is None:
-        basis, with_, without = "whole", spec.throughput.whole, base.throughput.whole
-    if not with_ or not without:
-        return None, basis
-    ratio = with_ / without
-    rows = [(s.osl_tokens, s.e2el_s, b.osl_tokens, b.e2el_s) for b, s in pairs if b.osl_tokens]
-    limits = None
-    if rows and not isinstance(spec.load, OpenLoop):
-        columns = list(zip(*rows, strict=True))
-        centre = ratio_of_ratios([float(sum(column)) for column in columns])
-        limits = interval(columns, ratio_of_ratios, what=WITHIN_RUN)
-        if limits is not None:
-            limits = Interval(
-                low=ratio * limits.low / centre, high=ratio * limits.high / centre, kind=limits.kind
-            )
-    return Speedup(ratio=ratio, pairs=len(rows), interval=limits), basis
+    phases: Sequence[Phases], repeats: Sequence[Sequence[Pair]], turns: bool
+) -> tuple[Speedup | None, str, list[float | None]]:
+    """Steady where every phase is, else whole; its basis; each repeat's ratio. Within a run the
+    interval is that of Σ osl ÷ Σ E2EL over the pairs, laid around the measured ratio; an open
+    loop's throughput follows its arrivals instead, and has none."""
+    steady = all(p.throughput.steady is not None for pair in phases for p in pair)
+    basis: Literal["steady", "whole"] = "steady" if steady else "whole"
+    rates = [(getattr(b.throughput, basis), getattr(s.throughput, basis)) for b, s in phases]
+    ratios = [with_ / without if with_ and without else None for without, with_ in rates]
+    known = [r for r in ratios if r is not None]
+    if not known:
+        return None, basis, ratios
+    columns = _answered([pair for pairs in repeats for pair in pairs])
+    count = len(columns[0]) if columns else 0
+    if len(known) >= FEWEST:
+        return _repeated(known, count, turns), basis, ratios
+    middle = known[0] if len(known) == 1 else statistics.geometric_mean(known)
+    closed = columns and not isinstance(phases[0][0].load, OpenLoop)
+    limits = interval(columns, ratio_of_ratios, what=WITHIN_RUN) if closed else None
+    if limits is not None and (centre := _ratio(columns, ratio_of_ratios)):
+        limits = Interval(
+            low=middle * limits.low / centre, high=middle * limits.high / centre, kind=limits.kind
+        )
+    return Speedup(ratio=middle, pairs=count, interval=limits, repeats=len(known)), basis, ratios
 
 
-def _categories(spec: PhaseSummary, pairs: Sequence[Pair]) -> tuple[CategoryComparison, ...]:
-    """speedup_user by category; below ten dialogues with the spread of all categories."""
-    own = {c.category: [p for p in pairs if p[1].category == c.category] for c in spec.categories}
-    columns = {category: found for category, some in own.items() if (found := _decoded(some))}
+Verdict = Literal["pays", "no difference", "costs", "disagree"]
+
+
+def _verdict(
+    user: Speedup | None, throughput: Speedup | None, repeats: int, turns: bool
+) -> tuple[Verdict | None, str]:
+    """What both speedups say, or why nothing may be said."""
+    if repeats < FEWEST:
+        return None, f"{repeats} of the {FEWEST} interleaved repeats that a verdict needs"
+    if not turns:
+        return None, (
+            "the repeats of base and spec did not take turns, so that a machine that drifts would "
+            "look like an effect"
+        )
+    marks = {found.mark if found is not None else "?" for found in (user, throughput)}
+    if "?" in marks:
+        return None, "a speedup is not known in three repeats"
+    if len(marks) > 1:
+        return "disagree", ""
+    (mark,) = marks
+    return (None if mark == "?" else mark), ""
+
+
+# ── categories, tiers, ISL buckets ───────────────────────────────────────────────────────────────
+
+
+def _groups(
+    base: Sequence[CategorySummary],
+    spec: Sequence[CategorySummary],
+    repeats: Sequence[Sequence[Pair]],
+    turns: bool,
+    name: Callable[[DialogueFigures], str | None],
+) -> tuple[CategoryComparison, ...]:
+    """speedup_user of each group; within a run, below ten dialogues with the spread of all."""
+    own = {
+        g.category: [[p for p in pairs if name(p[1]) == g.category] for pairs in repeats]
+        for g in spec
+    }
+    flat = {group: _decoded([p for pairs in own[group] for p in pairs]) for group in own}
+    columns = {group: found for group, found in flat.items() if found}
     shared = pooled([*columns.values()], ratio_of_ratios, what=WITHIN_RUN)
     limits = dict(zip(columns, shared, strict=True))
+    before = {g.category: g for g in base}
     compared = []
-    for summary in spec.categories:
-        speedup = speedup_user(own[summary.category])
-        if speedup is not None and speedup.pairs < ENOUGH:
+    for group in spec:
+        speedup = speedup_user(own[group.category], turns)
+        if speedup is not None and speedup.repeats < FEWEST and speedup.pairs < ENOUGH:
             speedup = Speedup(
-                ratio=speedup.ratio, pairs=speedup.pairs, interval=limits[summary.category]
+                ratio=speedup.ratio,
+                pairs=speedup.pairs,
+                interval=limits[group.category],
+                repeats=speedup.repeats,
             )
         compared.append(
             CategoryComparison(
-                category=summary.category,
+                category=group.category,
                 speedup_user=speedup,
-                acceptance=summary.acceptance,
-                steps=summary.acceptance.steps if summary.acceptance is not None else None,
+                acceptance=group.acceptance,
+                steps=group.acceptance.steps if group.acceptance is not None else None,
+                base=before.get(group.category),
+                spec=group,
             )
         )
     return tuple(compared)
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────
+
+Output = bytes | str | None
+
+
+def differing(pairs: Iterable[tuple[Output, Output]]) -> OutputDifference | None:
+    """How many pairs of answers differ, and from where. Ids are never held against text; None
+    where no pair can be compared."""
+    compared = 0
+    places: list[int] = []
+    kinds = set()
+    for a, b in pairs:
+        if a is None or type(a) is not type(b):
+            continue
+        compared += 1
+        kinds.add("token" if isinstance(a, bytes) else "character")
+        if a != b and b is not None:
+            places.append(_first_difference(a, b))
+    if not compared:
+        return None
+    return OutputDifference(
+        compared=compared,
+        differ=len(places),
+        first_p50=statistics.median(places) if places else None,
+        unit="character"
+        if kinds == {"character"}
+        else "token"
+        if len(kinds) == 1
+        else "token or character",
+    )
+
+
+def _first_difference(a: bytes | str, b: bytes | str) -> int:
+    """Index of the first token (four bytes) or character; where the shorter ends, if all agree."""
+    shorter = min(len(a), len(b))
+    at = next((i for i in range(shorter) if a[i] != b[i]), shorter)
+    return at // 4 if isinstance(a, bytes) else at
+
+
+def _noise(bases: Sequence[PhaseSummary]) -> OutputDifference | None:
+    """Base against base: each repeat against the one before, or uses of one prompt in one phase."""
+    if len(bases) > 1:
+        pairs = [pair for two in itertools.pairwise(bases) for pair in paired(*two)]
+    else:
+        uses: dict[str, list[DialogueFigures]] = {}
+        for dialogue in bases[0].dialogues:
+            uses.setdefault(dialogue.prompt_id, []).append(dialogue)
+        pairs = [p for used in uses.values() for p in itertools.pairwise(used)]
+    return differing((a.output, b.output) for a, b in pairs if a.turns == b.turns)
+
+
+# ── other figures of a load ──────────────────────────────────────────────────────────────────────
+
+
+def speedup_by_dialogue(pairs: Sequence[Pair]) -> float | None:
+    """Spec-Bench's speedup (evaluation/speed.py): mean over dialogues of output tokens ÷ wall
+    time, prefill included, with ÷ without. To be set beside published ones."""
+    rates = [
+        (s.osl_tokens / s.e2el_s, b.osl_tokens / b.e2el_s)
+        for b, s in pairs
+        if s.e2el_s > 0 and b.e2el_s > 0
+    ]
+    with_, without = (sum(side) for side in zip(*rates, strict=True)) if rates else (0.0, 0.0)
+    return with_ / without if without else None
+
+
+def expected_speedup(base_step_s: float, spec_step_s: float, acceptance_length: float) -> float:
+    """AL tokens in the time of a step with drafts, against one in that of a step without."""
+    return base_step_s * acceptance_length / spec_step_s
+
+
+def _expected(base: PhaseSummary, spec: PhaseSummary) -> float | None:
+    """From both step times and AL; the base's steps give one token where it does not speculate."""
+    a, b = spec.acceptance[:1], base.acceptance[:1]
+    length = a[0].acceptance_length if a else None
+    before = (1.0 if b[0].state == "off" else b[0].acceptance_length) if b else None
+    if not (length and before and base.step_time_s and spec.step_time_s):
+        return None
+    return expected_speedup(base.step_time_s, spec.step_time_s, length / before)
+
+
+def _queue_s(phase: PhaseSummary) -> float | None:
+    """As the server says; else by Little's law: the median of requests that waited at the server ÷
+    requests done a second."""
+    if phase.server is None:
+        return None
+    if phase.server.queue_time_s is not None:
+        return phase.server.queue_time_s
+    waiting, done = phase.server.waiting_p50, phase.requests.completed
+    return waiting * phase.span_s / done if waiting is not None and done else None

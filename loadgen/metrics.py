@@ -95,6 +95,13 @@ USER_SPEED = Metric(
     name="user_tokens_per_s", unit="tokens/s", meaning="user speed: 1 ÷ TPOT", values=_user_speed
 )
 
+TTFT = Metric(
+    name="ttft_s",
+    unit="s",
+    meaning="time to first token: first token-carrying chunk − sent",
+    values=_ttft,
+)
+
 METRICS: tuple[Metric, ...] = (
     Metric(
         name="isl_tokens",
@@ -108,12 +115,7 @@ METRICS: tuple[Metric, ...] = (
         meaning="output length in the target model's tokens",
         values=lambda r: (r.osl_tokens,),
     ),
-    Metric(
-        name="ttft_s",
-        unit="s",
-        meaning="time to first token: first token-carrying chunk − sent",
-        values=_ttft,
-    ),
+    TTFT,
     Metric(
         name="tpot_s",
         unit="s",

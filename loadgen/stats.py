@@ -27,7 +27,7 @@ MOST_BLOCKS = 400
 """More dialogues than this are summed into so many random blocks before they are resampled."""
 
 FEWEST = 3
-"""Two dialogues that happen to agree would look certain."""
+"""Two dialogues, or repeats, that happen to agree would look certain."""
 
 ENOUGH = 10
 """From this many dialogues on the bootstrap; below, the jackknife."""
@@ -109,7 +109,7 @@ def pooled(
                 freedom += rows - 1
     if freedom < FEWEST or not np.isfinite(squares):
         return [None] * len(groups)
-    spread = _t_975(freedom) * float(np.sqrt(squares / freedom))
+    spread = t_975(freedom) * float(np.sqrt(squares / freedom))
     kind = f"95 % {what}spread of dialogues pooled over the categories"
     return [
         Interval(low=float(np.exp(c - reach)), high=float(np.exp(c + reach)), kind=kind)
@@ -119,12 +119,34 @@ def pooled(
     ]
 
 
-def _t_975(freedom: int) -> float:
-    """Student's t at 97.5 %: the table, then its expansion about the normal (error < 0.01)."""
+def over_repeats(ratios: Sequence[float], *, what: str = "") -> Interval | None:
+    """95 % interval of the geometric mean of figures measured once a repeat: Student's t of their
+    logarithms. None below three repeats, or where a figure is not positive and finite."""
+    import numpy as np
+
+    if len(ratios) < FEWEST or not all(0 < ratio < np.inf for ratio in ratios):
+        return None
+    logs = np.log(np.asarray(ratios, dtype=np.float64))
+    centre, spread = float(logs.mean()), float(logs.std(ddof=1))
+    if (logs == logs[0]).all():
+        centre, spread = float(logs[0]), 0.0  # not the rounding of their mean
+    reach = t_975(len(ratios) - 1) * spread / len(ratios) ** 0.5
+    return Interval(
+        low=float(np.exp(centre - reach)),
+        high=float(np.exp(min(centre + reach, 700.0))),
+        kind=f"95 % Student t over {len(ratios)} {what}repeats",
+    )
+
+
+def t_975(freedom: int) -> float:
+    """Student's t at 97.5 %: the table, then its expansion about the normal (error < 0.001;
+    Abramowitz & Stegun 26.7.5)."""
     if freedom <= len(_T_975):
         return _T_975[freedom - 1]
     z = 1.959964
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    return z + (z**3 + z) / (4 * freedom) + second + third
 
 
 def _bootstrap(table: Floats, statistic: Statistic, seed: int) -> tuple[float, float] | None:
@@ -154,7 +176,7 @@ def _jackknife(table: Floats, statistic: Statistic) -> tuple[float, float] | Non
     centre = np.log(statistic(whole))[0]
     without = np.log(statistic(whole - table))
     error = np.sqrt((rows - 1) / rows * ((without - without.mean()) ** 2).sum())
-    reach = _t_975(rows - 1) * error
+    reach = t_975(rows - 1) * error
     if not np.isfinite(centre) or not reach <= np.log(TELLS_NOTHING):
         return None
     return float(np.exp(centre - reach)), float(np.exp(centre + reach))

@@ -6,9 +6,8 @@ mapping is mended by reading the file again. Must not: talk to a server, know a 
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise, zip_longest
 
@@ -18,6 +17,7 @@ from loadgen.acceptance import State, acceptance, chunks_disproved, decode_steps
 from loadgen.checks import check_phase
 from loadgen.errors import UserError
 from loadgen.metrics import (
+    TTFT,
     USER_SPEED,
     achieved_concurrency,
     completed,
@@ -274,10 +274,11 @@ def _phase(data: PhaseData) -> PhaseSummary:
         whole_window=all(isinstance(r.outcome, Completed) for r in data.records),
     )
     disproved = bool(chunks_disproved(done, engine, depth))
-    times = [(decode_s(r), decode_steps(r, engine, disproved)) for r in done]
-    timed = [(t, n) for t, n in times if t is not None and n]
-    steps = sum(n for _, n in timed)
-    known = bool(steps) and all(n is not None for _, n in times)
+    step_time = _step_time(done, engine, disproved)
+
+    def grouped(by: Callable[[RequestRecord], str | None]) -> tuple[CategorySummary, ...]:
+        return _groups(done, by, engine, state, depth, disproved)
+
     return PhaseSummary(
         name=data.phase.name,
         load=data.phase.load,
@@ -288,15 +289,27 @@ def _phase(data: PhaseData) -> PhaseSummary:
         distributions=distributions(done),
         throughput=throughput(data),
         acceptance=sources,
-        categories=_categories(done, engine, state, depth),
-        step_time_s=sum(t for t, _ in timed) / steps if known else None,
-        step_time_source=_step_source(sources, state) if known else None,
+        categories=grouped(lambda r: r.category),
+        step_time_s=step_time,
+        step_time_source=_step_source(sources, state) if step_time is not None else None,
         achieved_concurrency_p50=achieved_concurrency(data),
         repeated_prompts=sum(r.repeat > 0 for r in data.records) / len(data.records),
         chunk_is_step=False if disproved else engine.chunk_is_step,
         dialogues=dialogue_figures(data.records, engine, disproved),
         server=server_context(data),
+        tiers=grouped(lambda r: r.tier),
+        isl_buckets=grouped(lambda r: r.isl_bucket),
+        started_s=data.phase.started_s,
     )
+
+
+def _step_time(done: Sequence[RequestRecord], engine: Engine, disproved: bool) -> float | None:
+    """Σ decode time ÷ decode steps; None where the steps of any request are not known."""
+    times = [(decode_s(r), decode_steps(r, engine, disproved)) for r in done]
+    timed = [(t, n) for t, n in times if t is not None and n]
+    steps = sum(n for _, n in timed)
+    known = bool(steps) and all(n is not None for _, n in times)
+    return sum(t for t, _ in timed) / steps if known else None
 
 
 def _step_source(sources: Sequence[Acceptance], state: State) -> str:
@@ -321,21 +334,31 @@ def _depth(records: Sequence[RequestRecord], server: ServerInfo) -> int | None:
     return max(told, default=None)
 
 
-def _categories(
-    done: Sequence[RequestRecord], engine: Engine, state: State, depth: int | None
+def _groups(
+    done: Sequence[RequestRecord],
+    by: Callable[[RequestRecord], str | None],
+    engine: Engine,
+    state: State,
+    depth: int | None,
+    disproved: bool,
 ) -> tuple[CategorySummary, ...]:
-    by_category: dict[str, list[RequestRecord]] = {}
+    """The requests that `by` gives a name, by name."""
+    groups: dict[str, list[RequestRecord]] = {}
     for record in done:
-        by_category.setdefault(record.category, []).append(record)
+        if (name := by(record)) is not None:
+            groups.setdefault(name, []).append(record)
     summaries = []
-    for category in sorted(by_category):
-        records = by_category[category]
+    for name in sorted(groups):
+        records = groups[name]
         sources = acceptance(records, engine, state=state, depth=depth, whole_window=False)
-        best = sources[0] if sources[0].acceptance_length is not None else None
-        speed = figure(USER_SPEED, records)
         summaries.append(
             CategorySummary(
-                category=category, requests=len(records), acceptance=best, user_tokens_per_s=speed
+                category=name,
+                requests=len(records),
+                acceptance=sources[0] if sources[0].acceptance_length is not None else None,
+                user_tokens_per_s=figure(USER_SPEED, records),
+                ttft_s=figure(TTFT, records),
+                step_time_s=_step_time(records, engine, disproved),
             )
         )
     return tuple(summaries)
@@ -366,20 +389,18 @@ def dialogue_figures(
                 decode_s=sum(decode_s(r) or 0.0 for r in parts),
                 e2el_s=sum(r.end_s - r.sent_s for r in parts),
                 steps=None if None in steps else sum(n or 0 for n in steps),
-                output=_digest(parts),
+                output=_output(parts),
+                tier=parts[0].tier,
+                isl_bucket=parts[0].isl_bucket,
             )
         )
     return tuple(figures)
 
 
-def _digest(parts: Sequence[RequestRecord]) -> str | None:
-    """Of the answers' token ids where the server gave them, else of their text."""
-    digest = hashlib.sha256()
-    for record in parts:
-        if record.output_token_ids is not None:
-            digest.update(record.output_token_ids.tobytes())
-        elif record.text is not None:
-            digest.update(record.text.encode())
-        else:
-            return None
-    return digest.hexdigest()[:16]
+def _output(parts: Sequence[RequestRecord]) -> bytes | str | None:
+    """The answers' token ids where the server gave all of them, else their text."""
+    ids = [r.output_token_ids for r in parts if r.output_token_ids is not None]
+    if len(ids) == len(parts):
+        return b"".join(turn.tobytes() for turn in ids)
+    texts = [r.text for r in parts if r.text is not None]
+    return "".join(texts) if len(texts) == len(parts) else None

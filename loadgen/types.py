@@ -731,7 +731,8 @@ class DialogueFigures(Noun, frozen=True, kw_only=True):
     """One dialogue's sums over its turns, for pairing and resampling. All turns completed.
 
     `decode_tokens` = Σ(osl − tokens of the first chunk); `decode_s` = Σ(last chunk − first);
-    `steps` None where decode steps are not known. `output` is a digest of the answers' text.
+    `steps` None where decode steps are not known. `output`: the answers of all turns, as token ids
+    of four bytes where the server gave them, else as text.
     """
 
     dialogue_id: str
@@ -744,16 +745,23 @@ class DialogueFigures(Noun, frozen=True, kw_only=True):
     decode_s: float
     e2el_s: float
     steps: int | None = None
-    output: str | None = None
+    output: bytes | str | None = None
+    tier: str | None = None
+    isl_bucket: str | None = None
 
 
 class CategorySummary(Noun, frozen=True, kw_only=True):
-    """One category, in the mixed batch or apart. `acceptance` None: no per-request figures."""
+    """One category, tier or ISL bucket, in the mixed batch or (a category) apart.
+
+    `acceptance` None: no per-request figures. `step_time_s` None: steps are not known.
+    """
 
     category: str
     requests: int
     acceptance: Acceptance | None
     user_tokens_per_s: Distribution
+    ttft_s: Distribution = Distribution(n=0)
+    step_time_s: float | None = None
 
 
 class ServerContext(Noun, frozen=True, kw_only=True):
@@ -791,7 +799,9 @@ class Throughput(Noun, frozen=True, kw_only=True):
 class PhaseSummary(Noun, frozen=True, kw_only=True):
     """One load and repeat. `distributions` by METRICS name; `acceptance` best source first.
 
-    `categories_apart`: the categories ran one after another, not in a mixed batch.
+    `tiers` and `isl_buckets` group what `categories` groups otherwise; () where prompts have none.
+    `started_s` is None where the phase's own record is missing. `categories_apart`: the categories
+    ran one after another, not in a mixed batch.
     """
 
     name: str
@@ -812,57 +822,117 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
     dialogues: tuple[DialogueFigures, ...] = ()
     server: ServerContext | None = None
     categories_apart: bool = False
+    tiers: tuple[CategorySummary, ...] = ()
+    isl_buckets: tuple[CategorySummary, ...] = ()
+    started_s: float | None = None
 
 
 class Summary(Noun, frozen=True, kw_only=True):
-    """A run file, read once. `end` is RunEnd's reason, None where the file has none."""
+    """A run file, read once. `end` is RunEnd's reason, None where the file has none.
+
+    `run_ids`: of several runs joined into one, all of them; `info` is then the first's.
+    """
 
     info: RunInfo
     phases: tuple[PhaseSummary, ...]
     caveats: tuple[Caveat, ...]
     end: str | None = None
+    run_ids: tuple[str, ...] = ()
+
+
+Mark = Literal["pays", "no difference", "costs", "?"]
+"""Where an interval over repeats lies: above 1, around it, below it; "?" is no such interval."""
 
 
 class Speedup(Noun, frozen=True, kw_only=True):
-    """With ÷ without. `pairs` are dialogues completed in both runs."""
+    """With ÷ without, of a speed or of output length. `pairs`: dialogues completed in both runs.
+
+    Over `repeats`: the geometric mean of their ratios. `mark` is "?" below three repeats that took
+    turns: then the interval is one within a run.
+    """
 
     ratio: float
     pairs: int
     interval: Interval | None = None
+    repeats: int = 1
+    mark: Mark = "?"
 
 
 class CategoryComparison(Noun, frozen=True, kw_only=True):
-    """speedup_user of one category in the mixed batch, with the acceptance of the run with it."""
+    """speedup_user of one category (or tier, or ISL bucket) in the mixed batch, and both runs'
+    figures of it; `acceptance` and `steps` are of the run with speculation."""
 
     category: str
     speedup_user: Speedup | None
     acceptance: Acceptance | None
     steps: int | None
+    base: CategorySummary | None = None
+    spec: CategorySummary | None = None
+
+
+class OutputDifference(Noun, frozen=True, kw_only=True):
+    """Pairs of answers to one prompt at temperature 0. `first_p50`: median position, from 0, of the
+    first token (or character, `unit`) that differs, over all turns of the pairs that differ."""
+
+    compared: int = 0
+    differ: int = 0
+    first_p50: float | None = None
+    unit: Literal["token", "character", "token or character"] = "token"
+
+
+class RepeatComparison(Noun, frozen=True, kw_only=True):
+    """The two phases of one repeat and their ratios, which the figures over repeats come from."""
+
+    repeat: int
+    base_phase: str
+    spec_phase: str
+    speedup_user: float | None
+    speedup_throughput: float | None
 
 
 class LoadComparison(Noun, frozen=True, kw_only=True):
-    """Both runs at one load. `outputs_differ` over `outputs_compared` paired answers (T = 0)."""
+    """Both sides at one load, over the `repeats` that both have.
+
+    `base`, `spec`: of several repeats, counts are sums, acceptance is pooled over steps, and other
+    figures are means over the repeats. `verdict` None: `why_no_verdict` says why.
+    `outputs` are base against spec, `noise` base against base; None: there are no such pairs.
+    `speedup_by_dialogue` is Spec-Bench's, `speedup_expected` AL × step time without ÷ with.
+    `queue_s`: seconds that a request waited at the server, without and with.
+    """
 
     load: Load
-    repeat: int
     base: PhaseSummary
     spec: PhaseSummary
     speedup_user: Speedup | None
     speedup_throughput: Speedup | None
     throughput_basis: str
     categories: tuple[CategoryComparison, ...]
-    outputs_compared: int = 0
-    outputs_differ: int = 0
+    tiers: tuple[CategoryComparison, ...] = ()
+    isl_buckets: tuple[CategoryComparison, ...] = ()
+    repeats: tuple[RepeatComparison, ...] = ()
+    verdict: Literal["pays", "no difference", "costs", "disagree"] | None = None
+    why_no_verdict: str = ""
+    outputs: OutputDifference | None = None
+    noise: OutputDifference | None = None
+    output_length: Speedup | None = None
+    speedup_by_dialogue: float | None = None
+    speedup_expected: float | None = None
+    queue_s: tuple[float | None, float | None] = (None, None)
 
 
 class Comparison(Noun, frozen=True, kw_only=True):
-    """A run with speculation against its baseline. `differences`: what else is not the same."""
+    """Runs with speculation against their baseline. `differences`: what else is not the same.
+
+    `base` and `spec` are the first run of each side, `base_runs` and `spec_runs` the ids of all.
+    """
 
     base: RunInfo
     spec: RunInfo
     loads: tuple[LoadComparison, ...]
     differences: tuple[str, ...]
     caveats: tuple[Caveat, ...] = ()
+    base_runs: tuple[str, ...] = ()
+    spec_runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -874,6 +944,8 @@ class Study:
     comparison: Comparison | None = None
     width: int = 100
     color: bool = False
+    break_even: BreakEven | None = None
+    judged: tuple[Judged, ...] = ()
 
 
 # ── sets of prompts ──────────────────────────────────────────────────────────────────────────────
@@ -926,3 +998,69 @@ class Diversity:
     pairs: tuple[Pair, ...]
     bound: float | None = None
     near_duplicates: int | None = None
+
+
+# ── bounds, step cost, capacity ──────────────────────────────────────────────────────────────────
+
+STATISTICS = ("mean", "min", "max", "p50", "p90", "p95", "p99")
+"""What a bound may ask of a distribution."""
+
+
+class Bound(Noun, frozen=True, kw_only=True):
+    """A limit as the user wrote it (`text`), read: `metric` `op` `value`, in base units.
+
+    `statistic` None: of each request, or of a figure that a phase has once. `relative`: `value` is
+    a change in proportion to the baseline, −0.02 for -2%. `load`: at this one only, such as "c=32".
+    """
+
+    text: str
+    metric: str
+    op: str
+    value: float
+    statistic: str | None = None
+    relative: bool = False
+    load: str | None = None
+
+
+# ── break-even map, bounds on a comparison ───────────────────────────────────────────────────────
+
+
+class Crossing(Noun, frozen=True, kw_only=True):
+    """Where a row goes through 1.0: between two measured loads, at `at` by interpolation in the
+    logarithms of load and ratio. `falls`: it is above 1.0 at `low` and below at `high`."""
+
+    low: Load
+    high: Load
+    at: float
+    falls: bool
+
+
+class BreakEvenRow(Noun, frozen=True, kw_only=True):
+    """One row of the map: a cell a load, None where it was not measured."""
+
+    name: str
+    figure: Literal["speedup_user", "speedup_throughput"]
+    cells: tuple[Speedup | None, ...]
+    crossings: tuple[Crossing, ...] = ()
+
+
+class BreakEven(Noun, frozen=True, kw_only=True):
+    """Speedup by category (or tier, or ISL bucket) and load. The rows of all prompts come last:
+    speedup_user, then speedup_throughput. `why_no_verdict`: why cells have no mark."""
+
+    by: Literal["category", "tier", "isl_bucket"]
+    loads: tuple[Load, ...]
+    rows: tuple[BreakEvenRow, ...]
+    repeats: int = 1
+    why_no_verdict: str = ""
+
+
+class Judged(Noun, frozen=True, kw_only=True):
+    """A `--fail-if` bound at one load. `crossed` with the value that it was held against; `spec`
+    is what the side with speculation is called."""
+
+    bound: Bound
+    spec: str
+    load: str
+    value: float
+    crossed: bool

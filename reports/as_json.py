@@ -13,6 +13,8 @@ import msgspec
 
 from loadgen.types import (
     Acceptance,
+    BreakEven,
+    CategoryComparison,
     CategorySummary,
     Comparison,
     Distribution,
@@ -52,6 +54,10 @@ def render(study: Study) -> str:
     report: Json = {"schema": SCHEMA, **(runs[0] if len(runs) == 1 else {"runs": runs})}
     if study.comparison is not None:
         report["comparison"] = _comparison(study.comparison)
+    if study.break_even is not None:
+        report["break_even"] = _break_even(study.break_even)
+    if study.judged:
+        report["bounds"] = [_all(judged) for judged in study.judged]
     text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
     return text.translate(_C1) + "\n"
 
@@ -111,6 +117,8 @@ def _phase(phase: PhaseSummary) -> Json:
         "acceptance": [_acceptance(acceptance) for acceptance in phase.acceptance],
         "categories_apart": phase.categories_apart,
         "categories": [_category(category) for category in phase.categories],
+        "tiers": [_category(tier) for tier in phase.tiers],
+        "isl_buckets": [_category(bucket) for bucket in phase.isl_buckets],
     }
     further = {name: _all(d) for name, d in phase.distributions.items() if name not in fixed}
     return fixed | further
@@ -154,6 +162,8 @@ def _category(category: CategorySummary) -> Json:
         "requests": category.requests,
         "acceptance": _acceptance(found) if found is not None else None,
         "user_tokens_per_s": _distribution(category.user_tokens_per_s),
+        "ttft_s": _distribution(category.ttft_s),
+        "step_time_s": category.step_time_s,
     }
 
 
@@ -161,31 +171,64 @@ def _comparison(comparison: Comparison) -> Json:
     return {
         "base": comparison.base.run_id,
         "spec": comparison.spec.run_id,
+        "base_runs": comparison.base_runs,
+        "spec_runs": comparison.spec_runs,
         "differences": comparison.differences,
         "loads": [_load(load) for load in comparison.loads],
+        "caveats": [_all(caveat) for caveat in comparison.caveats],
     }
 
 
 def _load(load: LoadComparison) -> Json:
+    """`base_figures` and `spec_figures` are over all repeats, as LoadComparison says."""
     return {
         "load": _all(load.load),
-        "repeat": load.repeat,
-        "base_phase": load.base.name,
-        "spec_phase": load.spec.name,
+        "verdict": load.verdict,
+        "why_no_verdict": load.why_no_verdict or None,
         "speedup_user": _speedup(load.speedup_user),
         "speedup_throughput": _speedup(load.speedup_throughput),
         "throughput_basis": load.throughput_basis or None,
-        "categories": [
+        "speedup_by_dialogue": load.speedup_by_dialogue,
+        "speedup_expected": load.speedup_expected,
+        "queue_s": {"base": load.queue_s[0], "spec": load.queue_s[1]},
+        "output_length": _speedup(load.output_length),
+        "outputs": _all(load.outputs),
+        "base_outputs": _all(load.noise),
+        "repeats": [_all(repeat) for repeat in load.repeats],
+        "base_figures": _phase(load.base),
+        "spec_figures": _phase(load.spec),
+        "categories": [_group(c) for c in load.categories],
+        "tiers": [_group(c) for c in load.tiers],
+        "isl_buckets": [_group(c) for c in load.isl_buckets],
+    }
+
+
+def _group(c: CategoryComparison) -> Json:
+    return {
+        "category": c.category,
+        "speedup_user": _speedup(c.speedup_user),
+        "acceptance": _acceptance(c.acceptance) if c.acceptance is not None else None,
+        "steps": c.steps,
+        "base": _category(c.base) if c.base is not None else None,
+        "spec": _category(c.spec) if c.spec is not None else None,
+    }
+
+
+def _break_even(found: BreakEven) -> Json:
+    return {
+        "by": found.by,
+        "repeats": found.repeats,
+        "why_no_verdict": found.why_no_verdict or None,
+        "loads": [_all(load) for load in found.loads],
+        "rows": [
             {
-                "category": c.category,
-                "speedup_user": _speedup(c.speedup_user),
-                "acceptance": _acceptance(c.acceptance) if c.acceptance is not None else None,
-                "steps": c.steps,
+                "name": row.name,
+                "figure": row.figure,
+                "cells": [_speedup(cell) for cell in row.cells],
+                "crossings": [_all(crossing) for crossing in row.crossings],
             }
-            for c in load.categories
+            for row in found.rows
         ],
-        "outputs_compared": load.outputs_compared,
-        "outputs_differ": load.outputs_differ,
     }
 
 
@@ -199,4 +242,6 @@ def _speedup(speedup: Speedup | None) -> Json | None:
         "high": interval.high if interval is not None else None,
         "interval": interval.kind if interval is not None else None,
         "pairs": speedup.pairs,
+        "repeats": speedup.repeats,
+        "mark": speedup.mark,
     }

@@ -1,18 +1,30 @@
-"""The report of a run with speculation against its baseline: speedup by load and by category.
+"""The report of a side with speculation against its baseline: speedup by load and by category.
 
-One repeat gives a ratio with its within-run interval and never a verdict: noise between runs is not
-in that interval (DESIGN §4). Must not: compute a figure, call an outcome good or bad.
+Three or more interleaved repeats carry a verdict; one or two give a ratio with its within-run
+interval and never one: noise between runs is not in that interval (DESIGN §4). Must not: compute a
+figure, give a verdict of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from loadgen.errors import Bug
-from loadgen.types import Comparison, Load, LoadComparison, PhaseSummary, Speedup, Study, Summary
-from loadgen.written import load_order
+from loadgen.types import (
+    Acceptance,
+    CategoryComparison,
+    CategorySummary,
+    Comparison,
+    LoadComparison,
+    OutputDifference,
+    PhaseSummary,
+    Speedup,
+    Study,
+    Summary,
+)
+from loadgen.written import load_label, load_order
 from reports import page, units
 from reports.page import Column, Section, dist, wrapped
 
@@ -40,11 +52,17 @@ def render(study: Study) -> str:
         what_else(found, width),
         page.acceptance_block(rows, width),
         *categories(found.loads, width),
+        *figures(found.loads, width),
         page.positions(rows, width),
-        page.caveats([("", _of_both(study)), *runs], width),
-        page.paths(study, ("base", "spec")),
+        page.caveats([("", _of_both(study)), *((n, _any_repeat(r)) for n, r in runs)], width),
+        page.paths(study, labels(found)),
     )
     return page.text_of(sections, study)
+
+
+def labels(found: Comparison) -> list[str]:
+    """Whose each run file is, in the order of the study's paths."""
+    return ["base"] * len(found.base_runs) + ["spec"] * len(found.spec_runs)
 
 
 def _of_both(study: Study) -> Summary:
@@ -53,38 +71,59 @@ def _of_both(study: Study) -> Summary:
     return msgspec.structs.replace(study.summaries[1], caveats=own)
 
 
+def _any_repeat(run: Summary) -> Summary:
+    """The run, its phases called by their load alone: most caveats hold for every repeat."""
+    phases = tuple(msgspec.structs.replace(phase, repeat=0) for phase in run.phases)
+    return msgspec.structs.replace(run, phases=phases)
+
+
 def verdict(found: Comparison) -> str:
-    """The one sentence: both speedups at each load, or at the lowest and the highest of many."""
-    known = sorted({row.load for row in found.loads}, key=load_order)
-    named = known if len(known) <= MOST_IN_SENTENCE else [known[0], known[-1]]
-    rows = [row for row in found.loads if row.load in named]
-    user = _speeds("user speed", ((r.load, r.speedup_user) for r in rows))
-    output = _speeds("output throughput", ((r.load, r.speedup_throughput) for r in rows))
-    more = f" (of {len(known)} loads)" if len(known) > len(named) else ""
-    repeats = len({load.repeat for load in found.loads})
-    alone = [s.interval for r in rows for s in (r.speedup_user, r.speedup_throughput) if s]
-    kinds = page.listed(dict.fromkeys(i.kind for i in alone if i and repeats == 1))
+    """The one sentence: the verdicts, and both speedups at each load, or at the lowest and highest
+    of many."""
+    rows = sorted(found.loads, key=lambda row: load_order(row.load))
+    few = rows if len(rows) <= MOST_IN_SENTENCE else [rows[0], rows[-1]]
+    user = _speeds("user speed", [(r, r.speedup_user) for r in few])
+    output = _speeds("output throughput", [(r, r.speedup_throughput) for r in few])
+    more = f" (of {len(rows)} loads)" if len(rows) > len(few) else ""
+    alone = [s.interval for r in few for s in (r.speedup_user, r.speedup_throughput) if s]
+    kinds = page.listed(dict.fromkeys(i.kind for i in alone if i))
     said = "; ".join(filter(None, (user, output))) or "no speedup could be measured"
-    how = f"{repeats} repeats" if repeats > 1 else "one repeat"
     against = " against ".join(page.speculation(i.server) for i in (found.spec, found.base))
-    return f"{against}, {how} (no verdict): {said}{more}{f' ({kinds})' if kinds else ''}."
+    how = f"{against}, {_repeats(rows)}{_verdicts(rows)}"
+    return f"{how}: {said}{more}{f' ({kinds})' if kinds else ''}."
 
 
-def _speeds(what: str, found: Iterable[tuple[Load, Speedup | None]]) -> str:
+def _repeats(rows: Sequence[LoadComparison]) -> str:
+    """'one repeat (no verdict)', '3 repeats'."""
+    counts = sorted({max(len(row.repeats), 1) for row in rows})
+    said = f"{counts[0]} to {counts[-1]} repeats" if len(counts) > 1 else f"{counts[0]} repeats"
+    said = "one repeat" if counts == [1] else said
+    return said if any(row.verdict for row in rows) else f"{said} (no verdict)"
+
+
+WORDS: Mapping[str, str] = {
+    "pays": "pays",
+    "costs": "costs",
+    "no difference": "shows no difference",
+    "disagree": "user speed and output throughput disagree",
+}
+
+
+def _verdicts(rows: Sequence[LoadComparison]) -> str:
+    """'; pays at c=1 and c=8, costs at c=64', '' where no load has a verdict."""
+    by = page.grouped((row.verdict, load_label(row.load)) for row in rows if row.verdict)
+    said = [f"{WORDS[word]} at {page.listed(at)}" for word, at in by.items()]
+    return f"; {', '.join(said)}" if said else ""
+
+
+def _speeds(what: str, found: Sequence[tuple[LoadComparison, Speedup | None]]) -> str:
     """'user speed 1.08× [1.02, 1.15] at concurrency 1 and …', '' where nothing is known."""
-    by_load = page.grouped((load, speed) for load, speed in found if speed is not None)
     spans = page.listed(
-        f"{_span(by_load[load])} at {page.load_words(load)}"
-        for load in sorted(by_load, key=load_order)
+        f"{speedup(speed)} at {page.load_words(row.load)}"
+        for row, speed in found
+        if speed is not None
     )
     return f"{what} {spans}" if spans else ""
-
-
-def _span(found: Sequence[Speedup]) -> str:
-    """One repeat with its interval; of several the lowest and the highest."""
-    ratios = sorted(speed.ratio for speed in found)
-    ends = f"{units.ratio(ratios[0])} to {units.ratio(ratios[-1])}"
-    return ends if len(found) > 1 else speedup(found[0])
 
 
 def speedup(found: Speedup | None) -> str:
@@ -102,16 +141,55 @@ def loads(rows: Sequence[LoadComparison], width: int) -> Section:
     bases = {row.throughput_basis for row in rows} - {""}
     output = f"output {bases.pop()}" if len(bases) == 1 else "output"
     drops = {"AL": 1, "AL where drafted": 7, "coverage": 8}
+    verdicts = [row.verdict or units.MISSING for row in rows]
     columns = [
         Column("load", [page.load_label("", row.spec) for row in rows]),
         _ratios("user speed", 0, [row.speedup_user for row in rows]),
         _ratios(output, 2, [row.speedup_throughput for row in rows]),
+        *([Column("verdict", verdicts, left=True)] if any(row.verdict for row in rows) else []),
         _both("output tok/s", 3, rows, _output),
         _both("user p50 tok/s", 4, rows, lambda r, p: _RATE(dist(p, "user_tokens_per_s").p50)),
-        _both("TTFT p95 ms", 6, rows, lambda r, p: units.milliseconds(dist(p, "ttft_s").p95)),
+        _both("TTFT p95 ms", 5, rows, lambda r, p: units.milliseconds(dist(p, "ttft_s").p95)),
         *page.acceptance_columns([page.best(row.spec) for row in rows], drops),
+        *_more(rows),
     ]
-    return [*page.grid(columns, width), *_notes(rows, width)]
+    return [*page.grid(columns, width), *_notes(rows, width), *_reasons(rows, width)]
+
+
+def _more(rows: Sequence[LoadComparison]) -> list[Column]:
+    """Step time, and two other ways to a speedup."""
+    expected = [units.ratio(row.speedup_expected) for row in rows]
+    by_dialogue = [units.ratio(row.speedup_by_dialogue) for row in rows]
+    return [
+        _both("step ms", 6, rows, lambda _, p: units.milliseconds(p.step_time_s)),
+        Column("AL × step\nbase ÷ spec", expected, 9, "AL × step time base ÷ spec"),
+        Column("Spec-Bench's\nspeedup", by_dialogue, 10, "Spec-Bench's speedup"),
+    ]
+
+
+def _reasons(rows: Sequence[LoadComparison], width: int) -> Section:
+    """Why several repeats have no verdict, and the queue where the two speedups disagree."""
+    said = [
+        f"No verdict at {page.listed(at)}: {why}."
+        for why, at in page.grouped(
+            (r.why_no_verdict, load_label(r.load)) for r in rows if len(r.repeats) > 1
+        ).items()
+        if why
+    ]
+    said += [
+        f"The speedups disagree at {load_label(row.load)}: {_queue(row)}."
+        for row in rows
+        if row.verdict == "disagree"
+    ]
+    return [line for text in said for line in wrapped(text, width, style="dim")]
+
+
+def _queue(row: LoadComparison) -> str:
+    """What the one speedup has and the other has not."""
+    if row.queue_s == (None, None):
+        return "throughput has the time in the server's queue in it, which the server does not tell"
+    before, after = (units.duration(at) for at in row.queue_s)
+    return f"a request waited {before} at the server in base and {after} in spec (Little's law)"
 
 
 def _ratios(what: str, drop: int, found: Sequence[Speedup | None]) -> Column:
@@ -119,10 +197,17 @@ def _ratios(what: str, drop: int, found: Sequence[Speedup | None]) -> Column:
 
 
 def _both(what: str, drop: int, rows: Sequence[LoadComparison], cell: Cell) -> Column:
+    return _arrows(what, drop, [(cell(row, row.base), cell(row, row.spec)) for row in rows])
+
+
+def _arrows(what: str, drop: int, pairs: Sequence[tuple[str, str]]) -> Column:
     """A figure of both runs, the arrows in line."""
-    pairs = [(cell(row, row.base), cell(row, row.spec)) for row in rows]
     before, after = (max(map(len, side)) for side in zip(*pairs, strict=True))
-    cells = [f"{a:>{before}} → {b:<{after}}" for a, b in pairs]
+    none = (units.MISSING, units.MISSING)
+    cells = [
+        units.MISSING if pair == none else f"{pair[0]:>{before}} → {pair[1]:<{after}}"
+        for pair in pairs
+    ]
     return Column(f"{what}\nbase → spec", cells, drop, what, left=True)
 
 
@@ -153,40 +238,117 @@ def _why(row: LoadComparison) -> str:
 def what_else(found: Comparison, width: int) -> Section:
     """What is not the same apart from speculation, and whether the answers are."""
     other = "; ".join(found.differences)
-    temperature = found.spec.scenario.sampling.temperature
-    differ = ", ".join(
-        f"{units.count(load.outputs_differ)} of {units.count(load.outputs_compared)} at "
-        f"{page.load_label('', load.spec)}"
-        for load in found.loads
-        if load.outputs_compared
-    )
-    answers = "Answers were not compared: no pair of them is known."
-    if differ:
-        answers = f"Answers that differ at temperature {temperature:g}: {differ}."
-    elif temperature > 0:
-        answers = f"Answers were not compared: they are sampled at temperature {temperature:g}."
     text = f"What else differs: {other}." if other else "Nothing else differs."
-    return [*wrapped(text, width), *wrapped(answers, width)]
+    return [line for said in (text, *answers(found)) for line in wrapped(said, width)]
+
+
+def answers(found: Comparison) -> list[str]:
+    """Sentences: answers that differ, the same of base against base, and their lengths."""
+    temperature = found.spec.scenario.sampling.temperature
+    if temperature > 0:
+        said = [f"Answers were not compared: they are sampled at temperature {temperature:g}."]
+    elif differ := _differ(found, lambda row: row.outputs):
+        noise = _differ(found, lambda row: row.noise)
+        against = (
+            f"base against base (batch noise): {noise}"
+            if noise
+            else ("base against base (batch noise): –, no prompt was answered twice")
+        )
+        said = [f"Answers that differ at temperature {temperature:g}: {differ}; {against}."]
+    else:
+        said = ["Answers were not compared: no pair of them is known."]
+    lengths = _at_loads(
+        (speedup(row.output_length), row) for row in found.loads if row.output_length is not None
+    )
+    return said + ([f"Output length spec ÷ base: {lengths}."] if lengths else [])
+
+
+def _at_loads(said: Iterable[tuple[str, LoadComparison]]) -> str:
+    """'0 of 22 at c=1 and c=8, 1 of 22 at c=64'."""
+    groups = page.grouped((text, load_label(row.load)) for text, row in said)
+    return ", ".join(f"{text} at {page.listed(at)}" for text, at in groups.items())
+
+
+def _differ(found: Comparison, of: Callable[[LoadComparison], OutputDifference | None]) -> str:
+    """'1 of 22 (from token 12 on, median) at c=8'."""
+    known = [(said, row) for row in found.loads if (said := of(row)) is not None]
+    return _at_loads((_difference(said), row) for said, row in known)
+
+
+def _difference(said: OutputDifference) -> str:
+    text = f"{units.count(said.differ)} of {units.count(said.compared)}"
+    if said.first_p50 is None:
+        return text
+    return f"{text} (from {said.unit} {units.whole(said.first_p50 + 1)} on, median)"
+
+
+GROUPS: Mapping[str, Callable[[LoadComparison], Sequence[CategoryComparison]]] = {
+    "category": lambda row: row.categories,
+    "tier": lambda row: row.tiers,
+    "ISL bucket": lambda row: row.isl_buckets,
+}
 
 
 def categories(rows: Sequence[LoadComparison], width: int) -> list[Section]:
-    """The category blocks of the lowest and of the highest load, on one scale."""
-    known = sorted((r for r in rows if r.categories), key=lambda r: (load_order(r.load), r.repeat))
+    """The blocks of the lowest and of the highest load, on one scale."""
     blocks = []
-    for row in known[:1] + known[1:][-1:]:
-        of, found = row.categories, [c.acceptance or page.NOTHING for c in row.categories]
-        before = [
-            Column("category", [page.short(c.category) for c in of], left=True),
-            Column("spec ÷ base", [speedup(c.speedup_user) for c in of], left=True),
-        ]
-        points = [
-            (c.speedup_user.ratio, c.speedup_user.interval) if c.speedup_user else (None, None)
-            for c in of
-        ]
-        after = page.acceptance_columns(found, {"steps": 4, "AL": 1, "AL where drafted": 5})
-        speeds = [c.speedup_user.interval for c in of if c.speedup_user is not None]
-        kinds = page.listed(dict.fromkeys(i.kind for i in speeds if i is not None))
-        title = f"User speed by category at {page.load_label('', row.spec)}, {page.batch(row.spec)}"
-        title += f" ({kinds})" if kinds else ""
-        blocks.append(page.CategoryBlock(title, before, points, after, [c.steps for c in of]))
+    for word, of in GROUPS.items():
+        known = sorted((r for r in rows if of(r)), key=lambda r: load_order(r.load))
+        blocks += [_block(word, row, of(row)) for row in known[:1] + known[1:][-1:]]
     return page.category_blocks(blocks, width, "×")
+
+
+def _block(word: str, row: LoadComparison, of: Sequence[CategoryComparison]) -> page.CategoryBlock:
+    before = [
+        Column(word, [page.short(c.category) for c in of], left=True),
+        Column("spec ÷ base", [speedup(c.speedup_user) for c in of], left=True),
+    ]
+    points = [
+        (c.speedup_user.ratio, c.speedup_user.interval) if c.speedup_user else (None, None)
+        for c in of
+    ]
+    found = [c.acceptance or page.NOTHING for c in of]
+    after = page.acceptance_columns(found, {"steps": 4, "AL": 1, "AL where drafted": 5})
+    speeds = [c.speedup_user.interval for c in of if c.speedup_user is not None]
+    kinds = page.listed(dict.fromkeys(i.kind for i in speeds if i is not None))
+    title = f"User speed by {word} at {page.load_label('', row.spec)}, {page.batch(row.spec)}"
+    title += f" ({kinds})" if kinds else ""
+    return page.CategoryBlock(title, before, points, after, [c.steps for c in of])
+
+
+def figures(rows: Sequence[LoadComparison], width: int) -> list[Section]:
+    """Both sides' figures by category, tier and ISL bucket, at the highest load."""
+    sections = []
+    for word, of in GROUPS.items():
+        known = sorted((r for r in rows if of(r)), key=lambda r: load_order(r.load))
+        pairs = [(c.base, c.spec) for c in of(known[-1])] if known else []
+        both = [(b, s) for b, s in pairs if b is not None and s is not None]
+        if not both:
+            continue
+        found = [s.acceptance or page.NOTHING for _, s in both]
+        columns = [
+            Column(word, [page.short(s.category) for _, s in both], left=True),
+            _sides("user p50 tok/s", 1, both, lambda g: _RATE(g.user_tokens_per_s.p50)),
+            _sides("TTFT p50 ms", 3, both, lambda g: units.milliseconds(g.ttft_s.p50)),
+            _sides("step ms", 2, both, lambda g: units.milliseconds(g.step_time_s)),
+            *page.acceptance_columns(found, {"AL": 1, "coverage": 4}),
+            Column("accepted by position\njoint %", [*map(positions, found)], 5, left=True),
+        ]
+        last = known[-1].spec
+        title = f"Figures by {word} at {page.load_label('', last)}, {page.batch(last)}"
+        sections.append([*wrapped(title, width, style="bold"), *page.grid(columns, width)])
+    return sections
+
+
+def _sides(
+    what: str,
+    drop: int,
+    both: Sequence[tuple[CategorySummary, CategorySummary]],
+    cell: Callable[[CategorySummary], str],
+) -> Column:
+    return _arrows(what, drop, [(cell(b), cell(s)) for b, s in both])
+
+
+def positions(found: Acceptance) -> str:
+    """'84.3 70.2 58.6': accepted at position 1, 2, … ÷ drafts."""
+    return " ".join(map(units.hundredths, found.joint_by_position or ())) or units.MISSING

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 
-from loadgen.types import Interval
+from loadgen.bounds import in_seconds
+from loadgen.types import Interval, Judged
 
 MISSING = "–"
 
@@ -40,6 +41,11 @@ def whole(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     return _unsigned(f"{value:,.0f}")
+
+
+def about(value: float) -> str:
+    """What lies between two measured values: 46.99 → '47', 1.234 → '1.23'."""
+    return whole(value) if value >= 10 else figure(value)
 
 
 def duration(seconds: float | None) -> str:
@@ -87,6 +93,13 @@ def interval(value: Interval | None) -> str:
     if value is None or not (math.isfinite(value.low) and math.isfinite(value.high)):
         return MISSING
     return f"[{number(value.low)}, {number(value.high)}]"
+
+
+def judged(value: Judged) -> str:
+    """What a bound was held against, in its unit: '312 ms', '-2.1 %', '1.08'."""
+    if value.bound.relative:
+        return percent(value.value)
+    return duration(value.value) if in_seconds(value.bound.metric) else figure(value.value)
 
 
 def _unsigned(text: str) -> str:

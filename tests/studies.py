@@ -26,7 +26,9 @@ from loadgen.types import (
     Honours,
     Interval,
     LoadComparison,
+    OutputDifference,
     PhaseSummary,
+    RepeatComparison,
     RequestCounts,
     RunInfo,
     Scenario,
@@ -311,15 +313,24 @@ def load_comparison(concurrency: int, *, repeat: int = 0) -> LoadComparison:
     gain = user.ratio / 0.8342
     return LoadComparison(
         load=ClosedLoop(concurrency=concurrency),
-        repeat=repeat,
+        repeats=(
+            RepeatComparison(
+                repeat=repeat,
+                base_phase=f"c={concurrency}",
+                spec_phase=f"c={concurrency}",
+                speedup_user=user.ratio,
+                speedup_throughput=whole.ratio,
+            ),
+        ),
         base=phase(concurrency, on=False, repeat=repeat),
         spec=phase(concurrency, on=True, repeat=repeat),
         speedup_user=user,
         speedup_throughput=whole,
         throughput_basis="whole" if concurrency == 1 else "steady",
         categories=tuple(map(partial(category_comparison, gain), categories(1.0, True))),
-        outputs_compared=22,
-        outputs_differ=1 if concurrency == 8 else 0,
+        outputs=OutputDifference(compared=22, differ=1, first_p50=11.0)
+        if concurrency == 8
+        else OutputDifference(compared=22),
     )
 
 
@@ -331,6 +342,8 @@ def category_comparison(gain: float, of: CategorySummary) -> CategoryComparison:
         speedup_user=speedup(ratio, low, high, pairs=2),
         acceptance=of.acceptance,
         steps=of.acceptance.steps if of.acceptance else None,
+        base=of,
+        spec=of,
     )
 
 
@@ -345,6 +358,8 @@ def compared(width: int = 100) -> Study:
             spec=spec.info,
             loads=(load_comparison(1), load_comparison(8)),
             differences=(),
+            base_runs=(base.info.run_id,),
+            spec_runs=(spec.info.run_id,),
         ),
         width=width,
     )
@@ -378,7 +393,6 @@ def blank_study(width: int = 100) -> Study:
     nothing = Summary(info=bare, phases=(blank(),), caveats=(), end="completed")
     load = LoadComparison(
         load=ClosedLoop(concurrency=1),
-        repeat=0,
         base=blank(),
         spec=blank(),
         speedup_user=None,

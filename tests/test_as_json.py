@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from loadgen.breakeven import break_even
+from loadgen.gates import judge, read_bounds
 from loadgen.types import Distribution, OpenLoop, Study
 from reports.as_json import DISTRIBUTIONS, render
 from tests.studies import blank_study, compared, per_request, phase, single, summary, with_summary
@@ -69,14 +71,24 @@ def faults(value: Any, schema: dict[str, Any], where: str = "$") -> list[str]:
     return found
 
 
+def mapped() -> Study:
+    """A comparison with its map and a bound held against it."""
+    study = compared()
+    assert study.comparison is not None
+    bounds = read_bounds(["speedup_user<1@c=8", "user_tokens_per_s_p50<-2%"])
+    return replace(
+        study, break_even=break_even(study.comparison), judged=judge(study.comparison, bounds)
+    )
+
+
 def report(study: Study) -> Any:
     return json.loads(render(study))
 
 
 @pytest.mark.parametrize(
     "study",
-    [single(), single(method=None), compared(), blank_study()],
-    ids=["one run", "no speculation", "comparison", "nothing measured"],
+    [single(), single(method=None), compared(), blank_study(), mapped()],
+    ids=["one run", "no speculation", "comparison", "nothing measured", "map and bounds"],
 )
 def test_a_report_is_as_its_schema_says(study: Study) -> None:
     assert faults(report(study), SCHEMA) == []
@@ -147,7 +159,8 @@ def test_one_run_stands_at_the_top_and_several_under_runs() -> None:
     assert several["runs"][1] == {k: v for k, v in report(single()).items() if k != "schema"}
     load = several["comparison"]["loads"][1]
     assert load["speedup_user"]["ratio"] == 0.8342
-    assert (load["outputs_differ"], load["outputs_compared"]) == (1, 22)
+    assert (load["outputs"]["differ"], load["outputs"]["compared"]) == (1, 22)
+    assert load["base_outputs"] is None
     assert load["categories"][0]["acceptance"]["acceptance_length"] == 1.87
 
 

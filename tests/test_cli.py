@@ -103,6 +103,37 @@ def test_a_run_from_url_to_report(truth: Truth, asked: Path, tmp_path: Path) -> 
     assert "1.00×" in same.stdout
 
 
+def test_runs_are_compared_mapped_and_held_against_bounds(
+    truth: Truth, asked: Path, tmp_path: Path
+) -> None:
+    url = truth(5, 2, 3)
+    done = draftload(*measured(url, asked, "-c", "1,4", "--repeat", "3"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run_file,) = (tmp_path / "runs").glob("*.jsonl")
+    twice = [str(run_file), str(run_file)]
+    page = draftload("compare", *twice, cwd=tmp_path)
+    assert page.returncode == 0, page.stderr
+    assert "3 repeats; shows no difference at c=1 and c=4" in " ".join(page.stdout.split())
+    mapped = draftload("compare", *twice, "--map", "--format", "json", cwd=tmp_path)
+    rows = json.loads(mapped.stdout)["break_even"]["rows"]
+    assert {c["mark"] for row in rows for c in row["cells"]} == {"no difference"}
+    held = draftload("compare", *twice, "--fail-if", "speedup_user<1", cwd=tmp_path)
+    assert (held.returncode, held.stderr) == (0, "")
+    bounds = ("--fail-if", "speedup_user<1.1@c=4", "--junit", "out.xml", "--format", "markdown")
+    failed = draftload("compare", *twice, *bounds, cwd=tmp_path)
+    assert failed.returncode == 3
+    assert "| crossed |" in failed.stdout
+    assert "draftload: crossed: speedup_user<1.1@c=4 at c=4 of " in failed.stderr
+    assert failed.stderr.endswith(": 1.00\n")
+    assert 'failures="1"' in (tmp_path / "out.xml").read_text()
+    alone = draftload("compare", str(run_file), cwd=tmp_path)
+    assert alone.returncode == 2
+    assert "nothing to compare it with" in alone.stderr
+    folder = draftload("compare", "runs", cwd=tmp_path)
+    assert folder.returncode == 2
+    assert "no baseline and a config to compare it with" in folder.stderr
+
+
 def test_nothing_secret_is_left_behind(truth: Truth, asked: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("sk-filesecret\n")
@@ -162,6 +193,10 @@ def test_a_printed_command_shows_no_secret_and_can_be_pasted(tmp_path: Path) -> 
         (["run", "--url", "x", "--client-key", "none"], "without --client-cert"),
         (["report", "none.jsonl"], "cannot read none.jsonl"),
         (["compare", "none.jsonl", "none.jsonl"], "cannot read none.jsonl"),
+        (["compare", "a", "b", "--fail-if", "speedup_usr<1"], "did you mean 'speedup_user'"),
+        (["compare", "a", "b", "--junit", "x.xml"], "nothing to write without --fail-if"),
+        (["compare", "a", "b", "--map", "--by", "teir"], "did you mean 'tier'"),
+        (["compare", "a", "b", "--format", "html"], "Expected table, json or markdown"),
         (["serve", "none.toml"], "cannot read none.toml"),
         (["check", "--url", "http://127.0.0.1:1"], "no server answers"),
         (["demo", "--model-file", "none.gguf"], "no model at none.gguf"),

@@ -17,17 +17,18 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from loadgen.errors import Bug
-from loadgen.types import Comparison, RequestCounts, Speedup, Study
-from reports.compare import render
-from tests.studies import (
-    blank_study,
-    category_comparison,
-    compared,
-    golden,
-    load_comparison,
-    single,
-    with_summary,
+from loadgen.types import (
+    Comparison,
+    Interval,
+    LoadComparison,
+    Mark,
+    OutputDifference,
+    RequestCounts,
+    Speedup,
+    Study,
 )
+from reports.compare import render
+from tests.studies import blank_study, category_comparison, compared, golden, single, with_summary
 
 change = msgspec.structs.replace
 
@@ -74,12 +75,51 @@ def test_many_loads_are_named_by_the_lowest_and_the_highest() -> None:
     assert "at concurrency 1 and 0.84× [0.78, 0.89] at concurrency 8 (of 4 loads)" in said
 
 
-def test_repeats_are_given_as_a_span() -> None:
-    again = change(
-        load_comparison(8, repeat=1), speedup_user=Speedup(ratio=0.9, pairs=3, interval=None)
+def repeated(load: LoadComparison, verdict: Any, mark: Mark) -> LoadComparison:
+    """The load over three interleaved repeats."""
+    limits = Interval(low=1.02, high=1.15, kind="95 % Student t over 3 interleaved repeats")
+    found = Speedup(ratio=1.08, pairs=66, interval=limits, repeats=3, mark=mark)
+    return change(
+        load,
+        speedup_user=found,
+        repeats=tuple(change(load.repeats[0], repeat=n) for n in range(3)),
+        verdict=verdict,
     )
-    said = sentence(changed(compared(), loads=(load_comparison(8), again)))
-    assert "2 repeats (no verdict): user speed 0.83× to 0.90× at concurrency 8; output" in said
+
+
+def test_three_interleaved_repeats_have_a_verdict() -> None:
+    first, last = comparison(compared()).loads
+    study = changed(
+        compared(), loads=(repeated(first, "pays", "pays"), repeated(last, "costs", "costs"))
+    )
+    assert sentence(study).startswith(
+        "ngram k = 3 against no speculation, 3 repeats; pays at c=1, costs at c=8: user speed 1.08×"
+    )
+    row = next(line for line in render(study).split("\n") if line.startswith(" c=8 "))
+    assert "costs" in row
+
+
+def test_repeats_without_a_verdict_say_why() -> None:
+    load = repeated(comparison(compared()).loads[1], None, "?")
+    study = changed(compared(), loads=(change(load, why_no_verdict="they did not take turns"),))
+    assert sentence(study).startswith(
+        "ngram k = 3 against no speculation, 3 repeats (no verdict): user"
+    )
+    assert "No verdict at c=8: they did not take turns." in render(study)
+
+
+@pytest.mark.parametrize(
+    ("queue", "said"),
+    [
+        ((0.5, 2.0), "a request waited 500 ms at the server in base and 2.00 s in spec"),
+        ((None, None), "which the server does not tell"),
+    ],
+)
+def test_speedups_that_disagree_are_given_with_the_queue(queue: Any, said: str) -> None:
+    load = repeated(comparison(compared()).loads[1], "disagree", "pays")
+    page = render(changed(compared(), loads=(change(load, queue_s=queue),)))
+    assert "user speed and output throughput disagree at c=8" in " ".join(page.split())
+    assert said in " ".join(page.split())
 
 
 def test_troubles_of_either_run_come_first() -> None:
@@ -106,10 +146,25 @@ def test_what_else_differs_is_listed() -> None:
     assert "\nWhat else differs: context limit: 2048 → 4096; engine version: a → b.\n" in page
 
 
+def test_answers_that_differ_stand_beside_batch_noise() -> None:
+    said = " ".join(render(compared()).split())
+    assert (
+        "at temperature 0: 0 of 22 at c=1, 1 of 22 (from token 12 on, median) at c=8; base" in said
+    )
+    assert "base against base (batch noise): –, no prompt was answered twice." in said
+    noise = OutputDifference(compared=44, differ=2, first_p50=30.0)
+    length = Speedup(ratio=0.98, pairs=22)
+    loads = tuple(
+        change(load, noise=noise, output_length=length) for load in comparison(compared()).loads
+    )
+    said = " ".join(render(changed(compared(), loads=loads)).split())
+    assert "(batch noise): 2 of 44 (from token 31 on, median) at c=1 and c=8." in said
+    assert "Output length spec ÷ base: 0.98× at c=1 and c=8." in said
+
+
 def test_answers_are_compared_at_temperature_0_only() -> None:
-    assert "at temperature 0: 0 of 22 at c=1, 1 of 22 at c=8." in render(compared())
     study = compared()
-    loads = tuple(change(load, outputs_compared=0) for load in comparison(study).loads)
+    loads = tuple(change(load, outputs=None) for load in comparison(study).loads)
     assert "not compared: no pair" in render(changed(study, loads=loads))
     spec = comparison(study).spec
     warm = change(spec.scenario, sampling=change(spec.scenario.sampling, temperature=0.8))
@@ -117,11 +172,20 @@ def test_answers_are_compared_at_temperature_0_only() -> None:
     assert "not compared: they are sampled at temperature 0.8." in page
 
 
+def test_tiers_and_isl_buckets_have_blocks_of_their_own() -> None:
+    load = comparison(compared()).loads[1]
+    one = change(load.categories[0], category="16k")
+    page = render(changed(compared(), loads=(change(load, isl_buckets=(one,)),)))
+    assert "User speed by ISL bucket at c=8, in the mixed batch" in page
+    assert "Figures by ISL bucket at c=8, in the mixed batch" in page
+    assert "by tier" not in page
+
+
 def test_few_steps_show_their_interval_and_are_marked() -> None:
     page = render(compared(80))
     assert "qa             0.81× [0.52, 1.31]     24  1.33      2.95  few steps\n" in page
     assert "Few steps: under 30 decode steps, too few for a verdict." in page
-    assert page.count("in the mixed batch") == 2
+    assert page.count("User speed by category at") == 2
 
 
 def test_a_basis_that_all_loads_share_stands_in_the_head() -> None:
@@ -143,7 +207,7 @@ def test_nothing_measured_shows_dashes_and_never_none_or_nan() -> None:
     assert "nan" not in page
     assert "no speedup could be measured" in page
     row = next(line for line in page.split("\n") if line.startswith(" c=1 "))
-    assert set(row.split()[1:]) == {"–", "→"}
+    assert set(row.split()[1:]) == {"–"}
 
 
 def hostile(study: Study, text: str) -> Study:

@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from loadgen import __version__
+from loadgen.breakeven import break_even
 from loadgen.cli import _changed, _engines
 from loadgen.compare import compare
 from loadgen.errors import ServerError, UserError
@@ -56,7 +57,7 @@ from loadgen.types import (
     Summary,
 )
 from loadgen.written import read_toml
-from reports import as_json, table
+from reports import as_json, as_markdown, breakeven, table
 from reports import compare as as_compare
 from scenarios import prompts as sets
 from servers.launch import launched
@@ -529,6 +530,9 @@ def reported(path: Path, engine: Engine, beside: Summary | None = None) -> Summa
         assert finite(msgspec.to_builtins(comparison))
         both = Study(summaries=(base, spec), comparison=comparison)
         assert as_compare.render(both)
+        assert as_markdown.render(both)
+        both = replace(both, break_even=break_even(comparison))
+        assert breakeven.render(both)
         assert json.loads(as_json.render(both))
     return found
 

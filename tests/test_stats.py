@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from loadgen.stats import (
     _T_975,
     MOST_BLOCKS,
-    _t_975,
     distribution,
     interval,
+    over_repeats,
     pooled,
     ratio,
     ratio_of_ratios,
+    t_975,
 )
 
 FLOATS = st.floats(0.001, 1e6)
@@ -110,7 +111,28 @@ def test_one_group_of_two_tells_no_spread() -> None:
     assert pooled([], ratio) == []
 
 
-def test_students_t_goes_on_where_its_table_ends() -> None:
-    assert _t_975(9) == pytest.approx(2.262, abs=0.005)
-    assert _t_975(30) == pytest.approx(2.042, abs=0.002)
-    assert _t_975(8) == _T_975[-1]
+@pytest.mark.parametrize(
+    ("freedom", "known"),
+    [(1, 12.706), (2, 4.303), (8, 2.306), (9, 2.262), (10, 2.228), (30, 2.042), (120, 1.980)],
+)
+def test_students_t_is_that_of_the_tables(freedom: int, known: float) -> None:
+    assert t_975(freedom) == pytest.approx(known, abs=0.001)
+    assert len(_T_975) == 8
+
+
+def test_repeats_that_agree_leave_no_spread_and_two_tell_none() -> None:
+    found = over_repeats([1.1, 1.1, 1.1])
+    assert found is not None
+    assert found.low == found.high == pytest.approx(1.1)
+    assert over_repeats([1.1, 1.1]) is None
+    assert over_repeats([1.1, 1.1, 0.0]) is None
+
+
+def test_an_interval_over_repeats_by_hand() -> None:
+    """Logarithms 0.1, 0.2, 0.3: mean 0.2, std 0.1, reach 4.303 × 0.1 ÷ √3."""
+    found = over_repeats(np.exp([0.1, 0.2, 0.3]).tolist(), what="interleaved ")
+    assert found is not None
+    assert np.log([found.low, found.high]) == pytest.approx(
+        [0.2 - 0.24843, 0.2 + 0.24843], abs=1e-5
+    )
+    assert found.kind == "95 % Student t over 3 interleaved repeats"

@@ -1,16 +1,15 @@
-"""Run file → Summary: counter growth, states, phases cut short, categories, pairs; compare."""
+"""Run file → Summary: counter growth, states, phases cut short, categories, pairs."""
 
 from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 import pytest
 
 from loadgen.acceptance import COUNTERS
-from loadgen.compare import compare
 from loadgen.errors import UserError
 from loadgen.summarize import counter_growth, summarize
 from loadgen.types import (
@@ -19,11 +18,9 @@ from loadgen.types import (
     OpenLoop,
     PhaseRecord,
     Record,
-    RequestRecord,
     Run,
     RunEnd,
     RunInfo,
-    Sampling,
     Scenario,
     Snapshot,
     SpecCounters,
@@ -230,123 +227,9 @@ def test_the_checks_know_the_k_that_the_figures_know() -> None:
     assert found.phases[0].chunk_is_step is False
 
 
-# ── compare ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def streams(step_s: float, tokens_a_step: int, text: str = "a") -> list[RequestRecord]:
-    """Ten requests of one prefill and ten steps each."""
-    made = []
-    for index in range(10):
-        start = index * 20.0
-        times = [start, start + 0.5, *(start + 0.5 + step_s * (n + 1) for n in range(10))]
-        one = record([1, *[tokens_a_step] * 10], times, dialogue=f"d{index}")
-        made.append(msgspec.structs.replace(one, text=text))
-    return made
-
-
-def phase_of(records: Iterable[RequestRecord]) -> PhaseRecord:
-    ends = [r.end_s for r in records]
-    return msgspec.structs.replace(PHASE, steady_from_s=0.0, steady_to_s=max(ends))
-
-
-def pair(
-    base: list[RequestRecord], spec: list[RequestRecord], info: RunInfo | None = None
-) -> tuple[Summary, Summary]:
-    return (
-        summary(*base, phase_of(base)),
-        summary(*spec, phase_of(spec), info=info or run_info(run_id="r2")),
-    )
-
-
-def test_twice_the_tokens_a_step_at_the_same_step_time_is_two() -> None:
-    (load,) = compare(*pair(streams(0.1, 1), streams(0.1, 2))).loads
-    assert load.speedup_user is not None
-    assert load.speedup_user.ratio == pytest.approx(2.0)
-    assert load.speedup_user.pairs == 10
-    assert load.speedup_user.interval is not None
-    assert (load.speedup_user.interval.low, load.speedup_user.interval.high) == pytest.approx(
-        (2.0, 2.0)
-    )
-    assert load.speedup_throughput is not None
-    assert load.throughput_basis == "steady"
-    (category,) = load.categories
-    assert category.speedup_user is not None
-    assert category.speedup_user.ratio == pytest.approx(2.0)
-
-
-def test_a_step_that_drafts_made_quicker_is_a_machine_that_changed() -> None:
-    base, spec = pair(streams(0.1, 1), streams(0.05, 2))
-    (caveat,) = compare(base, spec).caveats
-    assert caveat.code == "machine-drifted"
-    assert "50.0 ms with speculation and 100.0 ms without" in caveat.message
-    assert compare(*pair(streams(0.1, 1), streams(0.1, 2))).caveats == ()
-
-
-def test_identical_runs_are_no_different() -> None:
-    (load,) = compare(*pair(streams(0.1, 2), streams(0.1, 2))).loads
-    assert load.speedup_user is not None
-    assert load.speedup_throughput is not None
-    assert load.speedup_user.ratio == load.speedup_throughput.ratio == 1.0
-    assert (load.outputs_compared, load.outputs_differ) == (10, 0)
-
-
-def test_outputs_that_differ_are_counted() -> None:
-    (load,) = compare(
-        *pair(streams(0.1, 1), [*streams(0.1, 2)[:9], *streams(0.1, 2, "b")[9:]])
-    ).loads
-    assert (load.outputs_compared, load.outputs_differ) == (10, 1)
-
-
-def test_only_dialogues_completed_in_both_are_paired() -> None:
-    (load,) = compare(*pair(streams(0.1, 1), streams(0.1, 2)[3:])).loads
-    assert load.speedup_user is not None
-    assert load.speedup_user.pairs == 7
-
-
-@pytest.mark.parametrize(
-    ("info", "what"),
-    [
-        (run_info(prompts_sha256="1" * 64), "prompts"),
-        (run_info(scenario=Scenario(name="smoke", sampling=Sampling(temperature=1.0))), "sampling"),
-        (run_info(server=msgspec.structs.replace(SERVER, model="other")), "model"),
-        (run_info(server=msgspec.structs.replace(SERVER, api="chat")), "API"),
-        (run_info(server=msgspec.structs.replace(SERVER, simulated=True)), "simulated"),
-    ],
-)
-def test_unlike_runs_are_refused_unless_forced(info: RunInfo, what: str) -> None:
-    base, spec = pair(streams(0.1, 1), streams(0.1, 2), info)
-    with pytest.raises(UserError, match=what):
-        compare(base, spec)
-    assert any(what in difference for difference in compare(base, spec, force=True).differences)
-
-
-def test_no_load_in_common_is_refused() -> None:
-    base, spec = pair(streams(0.1, 1), streams(0.1, 2))
-    other = msgspec.structs.replace(spec.phases[0], load=ClosedLoop(concurrency=2))
-    with pytest.raises(UserError, match="no load in common"):
-        compare(base, msgspec.structs.replace(spec, phases=(other,)))
-
-
-def test_what_else_differs_is_listed() -> None:
-    server = msgspec.structs.replace(SERVER, max_running=16, version="2")
-    found = compare(*pair(streams(0.1, 1), streams(0.1, 2), run_info(server=server)))
-    assert set(found.differences) == {"running limit: – → 16", "engine version: – → 2"}
-
-
 def test_llamacpp_like_steps_pair_with_timings() -> None:
     blind = dataclasses.replace(ENGINE, chunk_is_step=False)
     one = record([1] * 6, [0, 1, 2, 2, 2, 3, 4], step_tokens=array("I", [1, 3, 1, 1]))
     (phase,) = summary(one, PHASE, engine=blind).phases
     assert phase.step_time_s == pytest.approx(3.0 / 3)
     assert phase.dialogues[0].steps == 3
-
-
-def test_the_throughput_of_an_open_loop_has_no_interval_of_a_closed_one() -> None:
-    """It follows the arrivals: a ratio, paired by dialogue, says nothing of how far it may be."""
-    phase = msgspec.structs.replace(PHASE, name="rate=4", load=OpenLoop(request_rate_rps=4))
-    cut = [msgspec.structs.replace(r, phase="rate=4") for r in G2]
-    run = summary(phase, *cut)
-    (load,) = compare(run, run).loads
-    assert load.speedup_throughput is not None
-    assert (load.speedup_throughput.ratio, load.speedup_throughput.interval) == (1.0, None)
-    assert load.speedup_user is not None
