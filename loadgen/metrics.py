@@ -200,6 +200,35 @@ def _tokens_between(record: RequestRecord, start: float, end: float) -> int:
     return int(np.asarray(record.chunk_tokens)[inside].sum())
 
 
+def beside(records: Sequence[RequestRecord], step_time_s: float) -> tuple[float, float] | None:
+    """Prompt tokens of other requests computed beside a decode step, a mean over the steps, and the
+    share of the steps that had any.
+
+    A prompt counts for every request that decodes when its first token comes, to half a step. None:
+    an input length is not known.
+    """
+    import numpy as np
+
+    firsts = sorted(
+        (r.sent_s + r.chunk_gaps_us[0] / 1e6, r.isl_tokens, r.cached_tokens or 0)
+        for r in records
+        if r.chunk_gaps_us
+    )
+    decoded = [(r.sent_s + r.chunk_gaps_us[0] / 1e6, decode_s(r)) for r in completed(records)]
+    spans = [(first, time) for first, time in decoded if time]
+    if not spans or any(isl is None for _, isl, _ in firsts):
+        return None
+    at = np.array([first for first, _, _ in firsts])
+    tokens = np.cumsum([0, *(max((isl or 0) - cached, 0) for _, isl, cached in firsts)])
+    passes = np.cumsum([0, 1, *(np.diff(at) > step_time_s / 2)])
+    time = np.array([time for _, time in spans])
+    start = np.array([first for first, _ in spans]) + step_time_s / 2
+    since, until = np.searchsorted(at, start), np.searchsorted(at, start + time)
+    steps = time.sum() / step_time_s
+    share = (passes[until] - passes[since]).sum() / steps
+    return float((tokens[until] - tokens[since]).sum() / steps), float(min(share, 1.0))
+
+
 def achieved_concurrency(data: PhaseData) -> float | None:
     """Time-weighted median of requests in flight, between full load and the last dispatch."""
     start, end = data.phase.steady_from_s, data.phase.steady_to_s

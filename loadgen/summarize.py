@@ -17,6 +17,7 @@ from loadgen.errors import UserError
 from loadgen.metrics import (
     USER_SPEED,
     achieved_concurrency,
+    beside,
     completed,
     counts,
     decode_s,
@@ -217,6 +218,8 @@ def _phase(data: PhaseData) -> PhaseSummary:
     timed = [(t, len(p) - 1) for t, p in times if t is not None and p is not None and len(p) > 1]
     steps = sum(n for _, n in timed)
     known = bool(steps) and not disproved and all(p is not None for _, p in times)
+    step_time = sum(t for t, _ in timed) / steps if known else None
+    prompts = beside(data.records, step_time) if step_time else None
     return PhaseSummary(
         name=data.phase.name,
         load=data.phase.load,
@@ -228,12 +231,14 @@ def _phase(data: PhaseData) -> PhaseSummary:
         throughput=throughput(data),
         acceptance=sources,
         categories=_categories(done, engine, state, depth),
-        step_time_s=sum(t for t, _ in timed) / steps if known else None,
+        step_time_s=step_time,
         step_time_source=_step_source(sources, state) if known else None,
         achieved_concurrency_p50=achieved_concurrency(data),
         repeated_prompts=sum(r.repeat > 0 for r in data.records) / len(data.records),
         chunk_is_step=False if disproved else engine.chunk_is_step,
         dialogues=dialogue_figures(data.records, engine, disproved),
+        prompt_tokens_a_step=prompts[0] if prompts else None,
+        prompt_steps_share=prompts[1] if prompts else None,
     )
 
 

@@ -720,6 +720,8 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
     repeated_prompts: float = 0.0
     chunk_is_step: bool | None = None
     dialogues: tuple[DialogueFigures, ...] = ()
+    prompt_tokens_a_step: float | None = None
+    prompt_steps_share: float | None = None
 
 
 class Summary(Noun, frozen=True, kw_only=True):
@@ -780,6 +782,7 @@ class Study:
     summaries: tuple[Summary, ...]
     paths: tuple[str, ...] = ()
     comparison: Comparison | None = None
+    advice: tuple[Advice, ...] = ()
     width: int = 100
     color: bool = False
 
@@ -856,3 +859,70 @@ class Bound(Noun, frozen=True, kw_only=True):
     statistic: str | None = None
     relative: bool = False
     load: str | None = None
+
+
+class StepPoint(Noun, frozen=True, kw_only=True):
+    """One phase's mean step time and what the fit gives there, seconds. `load` such as "c=8".
+
+    `batch` requests decode together, `k` tokens are drafted for each; `acceptance_length` is 1
+    where k = 0. `drafting_s`: the fit's share of drafting. None: no fit.
+    """
+
+    load: str
+    batch: float
+    k: int
+    step_time_s: float
+    acceptance_length: float | None = None
+    fitted_s: float | None = None
+    drafting_s: float | None = None
+
+
+class DraftLength(Noun, frozen=True, kw_only=True):
+    """What k drafted tokens are predicted to give at one load. `cost` = step time ÷ at k = 0."""
+
+    k: int
+    acceptance_length: float
+    step_time_s: float
+    cost: float
+    speedup_user: float
+
+
+class LoadAdvice(Noun, frozen=True, kw_only=True):
+    """Draft lengths 0 … the longest measured at one load; `best` is the k to use.
+
+    `near`: another k is predicted within the fit's residual of it. `limit`: why the longest does
+    not pay: "" (it does), "drafts" (its AL would not pay for the cheapest step at any load) or
+    "verification" (there it would pay, here a step costs more).
+    """
+
+    load: str
+    batch: float
+    lengths: tuple[DraftLength, ...]
+    best: int
+    near: bool
+    limit: Literal["", "drafts", "verification"]
+
+
+class Advice(Noun, frozen=True, kw_only=True):
+    """One drafter on one server: its step cost, and the k to use by load.
+
+    `why_not`: why there is no prediction (`loads` and `schedule` are empty), `missing`: the run
+    that would mend it. `residual` is the fit's root mean square error as a share of step time, None
+    where the fit has as many coefficients as points. `schedule` is (first batch, last batch, k);
+    `vllm`, `trtllm` and `trtllm_1_2` are it as the engines read it, None where they cannot.
+    """
+
+    server: ServerInfo
+    method: str
+    runs: tuple[str, ...]
+    points: tuple[StepPoint, ...]
+    residual: float | None = None
+    r_squared: float | None = None
+    loads: tuple[LoadAdvice, ...] = ()
+    schedule: tuple[tuple[int, int, int], ...] = ()
+    vllm: str | None = None
+    trtllm: str | None = None
+    trtllm_1_2: str | None = None
+    why_not: str = ""
+    missing: str = ""
+    confirm: str = ""
