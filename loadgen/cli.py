@@ -369,6 +369,27 @@ def compare(
     _compared(base, spec, format_name, force=force)
 
 
+@app.command(short_help="Draft length by load, as a schedule that the engine reads.")
+def advise(
+    runs: Annotated[list[Path], typer.Argument(help="Run files: without speculation and with.")],
+    format_name: FormatName = "table",
+) -> None:
+    """What a step costs and which draft length to use at each load, from runs at two k or more.
+
+    A run without speculation is k = 0. The schedule is printed as vLLM and TensorRT-LLM read it.
+
+    Example: draftload advise runs/none.jsonl runs/eagle3-k5.jsonl
+    """
+    from loadgen import stepcost
+    from reports import advise as as_advice
+    from reports import as_json
+
+    _format(format_name)
+    summaries = [_summary(path) for path in runs]
+    study = replace(_study(summaries, runs), advice=stepcost.advise(summaries))
+    _print({"table": as_advice.render, "json": as_json.render}[format_name](study))
+
+
 @app.command(short_help="Start a server from its TOML, or print its command.")
 def serve(
     server: Annotated[Path, typer.Argument(help="TOML of a server; see servers/configs.")],

@@ -209,11 +209,12 @@ def beside(records: Sequence[RequestRecord], step_time_s: float) -> tuple[float,
     """
     import numpy as np
 
-    firsts = sorted(
+    firsts = [
         (r.sent_s + r.chunk_gaps_us[0] / 1e6, r.isl_tokens, r.cached_tokens or 0)
         for r in records
         if r.chunk_gaps_us
-    )
+    ]
+    firsts.sort(key=lambda row: row[0])
     decoded = [(r.sent_s + r.chunk_gaps_us[0] / 1e6, decode_s(r)) for r in completed(records)]
     spans = [(first, time) for first, time in decoded if time]
     if not spans or any(isl is None for _, isl, _ in firsts):

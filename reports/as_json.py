@@ -13,6 +13,7 @@ import msgspec
 
 from loadgen.types import (
     Acceptance,
+    Advice,
     CategorySummary,
     Comparison,
     Distribution,
@@ -52,6 +53,8 @@ def render(study: Study) -> str:
     report: Json = {"schema": SCHEMA, **(runs[0] if len(runs) == 1 else {"runs": runs})}
     if study.comparison is not None:
         report["comparison"] = _comparison(study.comparison)
+    if study.advice:
+        report["advice"] = [_advice(advice) for advice in study.advice]
     text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
     return text.translate(_C1) + "\n"
 
@@ -76,6 +79,12 @@ def _info(info: RunInfo) -> Json:
         "client": _all(info.client),
         "prompts_sha256": info.prompts_sha256,
     }
+
+
+def _advice(advice: Advice) -> Json:
+    server = advice.server
+    told = {name: getattr(server, name) for name in ("engine", "version", "model", "simulated")}
+    return {**_all(advice), "server": told}
 
 
 def _all(value: Any) -> Any:

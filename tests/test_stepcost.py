@@ -395,8 +395,7 @@ def test_predictions_hold_on_the_simulated_engine(
 ) -> None:
     """Measured at k = 0 and 3; k = 1 and 2 played to see: user speed as a client would see it.
 
-    Of the mixture of experts at 512 streams, whose weights fill up while prompts come in bursts, the
-    law knows less.
+    Of the mixture of experts at 512 streams, where prompts come in bursts, the law knows less.
     """
     within = 0.05 if model == "moe" and 512 in loads else 0.03
     runs = [run(k, [played(model, method, k, c) for c in loads], method=method) for k in (0, 3)]
