@@ -21,6 +21,7 @@ from loadgen.types import (
     PhaseData,
     Refused,
     RequestCounts,
+    RequestFigures,
     RequestRecord,
     Throughput,
     TimedOut,
@@ -29,12 +30,14 @@ from loadgen.types import (
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One figure of a request. `values` gives what the request adds to the sample: often one."""
+    """One figure of a request. `values` gives what the request adds to the sample: one or none,
+    unless `many`."""
 
     name: str
     unit: str
     meaning: str
     values: Callable[[RequestRecord], Sequence[float]]
+    many: bool = False
 
 
 def decode_s(record: RequestRecord) -> float | None:
@@ -106,13 +109,18 @@ METRICS: tuple[Metric, ...] = (
         values=lambda r: _optional(tpot_s(r)),
     ),
     Metric(
-        name="chunk_gap_s", unit="s", meaning="time between token-carrying chunks", values=_gaps
+        name="chunk_gap_s",
+        unit="s",
+        meaning="time between token-carrying chunks",
+        values=_gaps,
+        many=True,
     ),
     Metric(
         name="tokens_per_chunk",
         unit="tokens",
         meaning="tokens in a token-carrying chunk",
         values=lambda r: r.chunk_tokens or (),
+        many=True,
     ),
     Metric(
         name="e2el_s",
@@ -132,6 +140,22 @@ def completed(records: Sequence[RequestRecord]) -> tuple[RequestRecord, ...]:
 def distributions(records: Sequence[RequestRecord]) -> dict[str, Distribution]:
     """Every row of METRICS over `records`."""
     return {metric.name: figure(metric, records) for metric in METRICS}
+
+
+def each(records: Sequence[RequestRecord]) -> tuple[RequestFigures, ...]:
+    """The single figures of METRICS of every request that we did not cancel."""
+    single = [metric for metric in METRICS if not metric.many]
+    return tuple(
+        RequestFigures(
+            category=record.category,
+            completed=isinstance(record.outcome, Completed),
+            values={m.name: float(some[0]) for m in single if len(some := m.values(record))}
+            if isinstance(record.outcome, Completed)
+            else {},
+        )
+        for record in records
+        if not isinstance(record.outcome, Cancelled)
+    )
 
 
 def figure(metric: Metric, records: Sequence[RequestRecord]) -> Distribution:

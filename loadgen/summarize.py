@@ -23,6 +23,7 @@ from loadgen.metrics import (
     decode_s,
     decode_tokens,
     distributions,
+    each,
     figure,
     span_s,
     throughput,
@@ -238,6 +239,7 @@ def _phase(data: PhaseData) -> PhaseSummary:
         chunk_is_step=False if disproved else engine.chunk_is_step,
         dialogues=dialogue_figures(data.records, engine, disproved),
         prompt_tokens_a_step=prompts[0] if prompts else None,
+        each=each(data.records),
         prompt_steps_share=prompts[1] if prompts else None,
     )
 

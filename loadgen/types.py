@@ -684,6 +684,14 @@ class DialogueFigures(Noun, frozen=True, kw_only=True):
     output: str | None = None
 
 
+class RequestFigures(Noun, frozen=True, kw_only=True):
+    """One request: its single figures by METRICS name; none of one that did not complete."""
+
+    category: str
+    completed: bool
+    values: dict[str, float]
+
+
 class CategorySummary(Noun, frozen=True, kw_only=True):
     """One category in the mixed batch. `acceptance` None: no per-request figures."""
 
@@ -722,6 +730,7 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
     dialogues: tuple[DialogueFigures, ...] = ()
     prompt_tokens_a_step: float | None = None
     prompt_steps_share: float | None = None
+    each: tuple[RequestFigures, ...] = ()
 
 
 class Summary(Noun, frozen=True, kw_only=True):
@@ -783,6 +792,7 @@ class Study:
     paths: tuple[str, ...] = ()
     comparison: Comparison | None = None
     advice: tuple[Advice, ...] = ()
+    capacity: Capacity | None = None
     width: int = 100
     color: bool = False
 
@@ -926,3 +936,66 @@ class Advice(Noun, frozen=True, kw_only=True):
     why_not: str = ""
     missing: str = ""
     confirm: str = ""
+
+
+class CapacityLoad(Noun, frozen=True, kw_only=True):
+    """One load of one config, repeats pooled, weighted to the mix. `figures` stand in the order of
+    the bounds; infinite where failed requests are the percentile.
+
+    `users` None: an open loop. `inside`: every bound holds; None: it cannot be told, `why` says so.
+    `error`: half of a 95 % interval of `requests_per_s`, as a share of it, that weighting by
+    category brings; None without a mix, or where a category has one request. `weight_of` is how
+    many requests of equal weight would tell as much. `basis` of the rates: "steady" or "whole".
+    """
+
+    load: str
+    users: int | None
+    figures: tuple[float | None, ...]
+    inside: bool | None
+    requests: int
+    weight_of: float
+    why: str = ""
+    requests_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+    goodput_rps: float | None = None
+    error: float | None = None
+    basis: str = ""
+
+
+class ConfigCapacity(Noun, frozen=True, kw_only=True):
+    """What one server config carries. `border`: the bounds hold at `holds` and no longer at
+    `fails`; "at least": they hold at every measured load; "below": at none; "unknown".
+
+    `gpus` of one server, None: not told, and figures a GPU are of a server. `servers` for the rate
+    asked for, with headroom. `cost_per_million` output tokens at `holds` with headroom.
+    """
+
+    server: ServerInfo
+    runs: tuple[str, ...]
+    loads: tuple[CapacityLoad, ...]
+    border: Literal["between", "at least", "below", "unknown"]
+    gpus: int | None = None
+    holds: CapacityLoad | None = None
+    fails: CapacityLoad | None = None
+    users_per_gpu: float | None = None
+    requests_per_s_per_gpu: float | None = None
+    servers: int | None = None
+    gpus_needed: int | None = None
+    cost_per_million: float | None = None
+
+
+class Capacity(Noun, frozen=True, kw_only=True):
+    """Every config under the same bounds, the one that carries most a GPU first.
+
+    `bounds` are of a load, `limits` of each request (goodput). `mix`: category → share, None: as
+    measured. `gpu_price_per_h` in the user's currency.
+    """
+
+    bounds: tuple[Bound, ...]
+    limits: tuple[Bound, ...]
+    configs: tuple[ConfigCapacity, ...]
+    headroom: float
+    rps: float | None = None
+    mix: dict[str, float] | None = None
+    gpu_price_per_h: float | None = None
+    caveats: tuple[Caveat, ...] = ()

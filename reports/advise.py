@@ -150,8 +150,8 @@ def schedules(advice: Advice, width: int) -> Section:
     if advice.vllm is None:
         section += wrapped("No schedule: leave speculation off at these loads.", width, "  ", "  ")
     beyond = (
-        f"Above {units.count(largest)} in flight nothing was measured: there vLLM keeps the last k, "
-        "TensorRT-LLM 1.3 drafts nothing."
+        f"Above {units.count(largest)} in flight nothing was measured. There vLLM keeps the last "
+        "k, TensorRT-LLM 1.3 drafts nothing."
     )
     section += _dim(beyond, width)
     return section + wrapped(f"To confirm: {advice.confirm}.", width)

@@ -7,6 +7,7 @@ not: compute or round a figure.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -14,12 +15,15 @@ import msgspec
 from loadgen.types import (
     Acceptance,
     Advice,
+    Capacity,
+    CapacityLoad,
     CategorySummary,
     Comparison,
     Distribution,
     LoadComparison,
     PhaseSummary,
     RunInfo,
+    ServerInfo,
     Speedup,
     Study,
     Summary,
@@ -55,6 +59,8 @@ def render(study: Study) -> str:
         report["comparison"] = _comparison(study.comparison)
     if study.advice:
         report["advice"] = [_advice(advice) for advice in study.advice]
+    if study.capacity is not None:
+        report["capacity"] = _capacity(study.capacity)
     text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
     return text.translate(_C1) + "\n"
 
@@ -81,10 +87,37 @@ def _info(info: RunInfo) -> Json:
     }
 
 
+def _server(server: ServerInfo) -> Json:
+    """Which one it is: the whole stands with its run."""
+    spec = server.config.spec if server.config is not None else None
+    told = ("engine", "version", "model", "state", "draft_depth", "simulated")
+    return {name: getattr(server, name) for name in told} | {"spec": _all(spec)}
+
+
 def _advice(advice: Advice) -> Json:
-    server = advice.server
-    told = {name: getattr(server, name) for name in ("engine", "version", "model", "simulated")}
-    return {**_all(advice), "server": told}
+    return {**_all(advice), "server": _server(advice.server)}
+
+
+def _capacity(capacity: Capacity) -> Json:
+    """An infinite figure, which JSON has not, is null: failed requests are that percentile."""
+    configs = []
+    for config in capacity.configs:
+        loads = [_capacity_load(load) for load in config.loads]
+        border = {name: getattr(config, name) for name in ("holds", "fails")}
+        configs.append(
+            {
+                **_all(config),
+                "server": _server(config.server),
+                "loads": loads,
+                **{name: load and load.load for name, load in border.items()},
+            }
+        )
+    return {**_all(capacity), "configs": configs}
+
+
+def _capacity_load(load: CapacityLoad) -> Json:
+    finite = [v if v is not None and math.isfinite(v) else None for v in load.figures]
+    return {**_all(load), "figures": finite}
 
 
 def _all(value: Any) -> Any:
