@@ -311,7 +311,10 @@ def _rates(
     pairs = [(one, w) for one, w in zip(requests, weights, strict=True) if one.completed]
     done = [one for one, _ in pairs]
     total = sum(w for _, w in pairs)
-    rate = len(done) / sum(p.span_s for p in phases)
+    span = sum(p.span_s for p in phases)
+    if not span:
+        return {}
+    rate = len(done) / span
     if closed:
         before = sum(one.values["e2el_s"] for one in done) / len(done)
         after = sum(one.values["e2el_s"] * w for one, w in pairs) / total

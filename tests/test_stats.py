@@ -13,6 +13,7 @@ from loadgen.stats import (
     _t_975,
     distribution,
     interval,
+    percentile,
     pooled,
     ratio,
     ratio_of_ratios,
@@ -114,3 +115,16 @@ def test_students_t_goes_on_where_its_table_ends() -> None:
     assert _t_975(9) == pytest.approx(2.262, abs=0.005)
     assert _t_975(30) == pytest.approx(2.042, abs=0.002)
     assert _t_975(8) == _T_975[-1]
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=150), st.floats(0, 1))
+def test_equal_weights_give_the_usual_percentile(values: list[float], share: float) -> None:
+    found = percentile([(value, 0.3) for value in values], share)
+    assert found == pytest.approx(float(np.percentile(values, share * 100)))
+
+
+def test_weights_move_a_percentile() -> None:
+    assert percentile([(1.0, 8.0), (2.0, 1.0), (3.0, 1.0)], 0.5) < 2
+    assert percentile([(1.0, 1.0), (2.0, 1.0), (3.0, 8.0)], 0.9) > 2
+    assert percentile([(1.0, 1.0), (np.inf, 1.0)], 0.5) == np.inf
+    assert percentile([(1.0, 1.0), (2.0, 1.0), (np.inf, 1.0)], 0.5) == 2
