@@ -192,7 +192,8 @@ def _missing(
     info: RunInfo, same: Sequence[Summary], alike: Sequence[Summary], cells: Sequence[Cell]
 ) -> tuple[str, str]:
     """Why a prediction cannot be made of these runs, and the run that is missing; or two ""."""
-    loads = ",".join(str(load.concurrency) for load in info.scenario.loads if _closed(load))
+    users = [getattr(load, "concurrency", None) for load in info.scenario.loads]
+    loads = ",".join(str(n) for n in users if n is not None)
     without = f"the same server and prompts without speculation (k = 0), at -c {loads}"
     if not same:
         return "speedup is over the same server without speculation, and no such run is here", (
@@ -210,10 +211,6 @@ def _missing(
     if not known[False] & known[True]:
         return "no load was measured both with and without speculation", without
     return "", ""
-
-
-def _closed(load: object) -> bool:
-    return isinstance(load, ClosedLoop)
 
 
 # ── acceptance length at a shorter k ─────────────────────────────────────────────────────────────
