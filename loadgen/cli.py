@@ -448,6 +448,70 @@ def compare(
         raise typer.Exit(3)
 
 
+@app.command(short_help="Draft length by load, as a schedule that the engine reads.")
+def advise(
+    runs: Annotated[list[Path], typer.Argument(help="Run files: without speculation and with.")],
+    format_name: FormatName = "table",
+) -> None:
+    """What a step costs and which draft length to use at each load, from runs at two k or more.
+
+    A run without speculation is k = 0. The schedule is printed as vLLM and TensorRT-LLM read it.
+
+    Example: draftload advise runs/none.jsonl runs/eagle3-k5.jsonl
+    """
+    from loadgen import stepcost
+    from reports import advise as as_advice
+    from reports import as_json
+
+    _format(format_name)
+    summaries = [_summary(path) for path in runs]
+    study = replace(_study(summaries, runs), advice=stepcost.advise(summaries))
+    _print({"table": as_advice.render, "json": as_json.render}[format_name](study))
+
+
+@app.command(short_help="The highest load inside an SLO; servers, GPUs and cost for a rate.")
+def capacity(
+    runs: Annotated[list[Path], typer.Argument(help="Run files, of one server config or several.")],
+    slo: Annotated[
+        list[str], typer.Option("--slo", help="Bound such as ttft_p95<=500ms, repeatable.")
+    ],
+    rps: Annotated[float | None, typer.Option("--rps", help="Requests a second to serve.")] = None,
+    mix: Annotated[
+        str | None, typer.Option("--mix", help="Your traffic, such as rag=0.6,coding=0.4.")
+    ] = None,
+    gpu_price: Annotated[
+        float | None, typer.Option("--gpu-price", help="Of a GPU an hour, in your currency.")
+    ] = None,
+    headroom: Annotated[
+        float, typer.Option("--headroom", help="Share of each server that stays free.")
+    ] = 0.2,
+    format_name: FormatName = "table",
+) -> None:
+    """The highest measured load inside an SLO for every server config, ranked, and what it takes.
+
+    A bound with a statistic (ttft_p95, tpot_p99, user_tokens_per_s_p50) bounds a load; one without
+    (ttft_s<=0.5) is a limit of each request, which goodput counts.
+
+    Example: draftload capacity runs/*.jsonl --slo 'ttft_p95<=500ms' --slo 'tpot_p99<=40ms' --rps 50
+    """
+    from loadgen import capacity as sizing
+    from reports import as_json
+    from reports import capacity as as_capacity
+
+    _format(format_name)
+    summaries = [_summary(path) for path in runs]
+    found = sizing.capacity(
+        summaries,
+        slo,
+        rps=rps,
+        mix=sizing.mix_of(mix) if mix is not None else None,
+        gpu_price_per_h=gpu_price,
+        headroom=headroom,
+    )
+    study = replace(_study(summaries, runs), capacity=found)
+    _print({"table": as_capacity.render, "json": as_json.render}[format_name](study))
+
+
 @app.command(short_help="Start a server from its TOML, or print its command.")
 def serve(
     server: Annotated[Path, typer.Argument(help="TOML of a server; see servers/configs.")],

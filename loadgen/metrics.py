@@ -24,6 +24,7 @@ from loadgen.types import (
     PhaseData,
     Refused,
     RequestCounts,
+    RequestFigures,
     RequestRecord,
     ServerContext,
     ServerLoad,
@@ -34,12 +35,14 @@ from loadgen.types import (
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One figure of a request. `values` gives what the request adds to the sample: often one."""
+    """One figure of a request. `values` gives what the request adds to the sample: one or none,
+    unless `many`."""
 
     name: str
     unit: str
     meaning: str
     values: Callable[[RequestRecord], Sequence[float]]
+    many: bool = False
 
 
 def decode_s(record: RequestRecord) -> float | None:
@@ -123,13 +126,18 @@ METRICS: tuple[Metric, ...] = (
         values=lambda r: _optional(tpot_s(r)),
     ),
     Metric(
-        name="chunk_gap_s", unit="s", meaning="time between token-carrying chunks", values=_gaps
+        name="chunk_gap_s",
+        unit="s",
+        meaning="time between token-carrying chunks",
+        values=_gaps,
+        many=True,
     ),
     Metric(
         name="tokens_per_chunk",
         unit="tokens",
         meaning="tokens in a token-carrying chunk",
         values=lambda r: r.chunk_tokens or (),
+        many=True,
     ),
     Metric(
         name="e2el_s",
@@ -167,6 +175,22 @@ def completed(records: Sequence[RequestRecord]) -> tuple[RequestRecord, ...]:
 def distributions(records: Sequence[RequestRecord]) -> dict[str, Distribution]:
     """Every row of METRICS over `records`."""
     return {metric.name: figure(metric, records) for metric in METRICS}
+
+
+def each(records: Sequence[RequestRecord]) -> tuple[RequestFigures, ...]:
+    """The single figures of METRICS of every request that we did not cancel."""
+    single = [metric for metric in METRICS if not metric.many]
+    return tuple(
+        RequestFigures(
+            category=record.category,
+            completed=isinstance(record.outcome, Completed),
+            values={m.name: float(some[0]) for m in single if len(some := m.values(record))}
+            if isinstance(record.outcome, Completed)
+            else {},
+        )
+        for record in records
+        if not isinstance(record.outcome, Cancelled)
+    )
 
 
 def figure(metric: Metric, records: Sequence[RequestRecord]) -> Distribution:
@@ -285,6 +309,36 @@ def server_context(data: PhaseData) -> ServerContext | None:
         queue_time_s=waited / queued if waited is not None and queued else None,
     )
     return None if found == ServerContext() else found
+
+
+def beside(records: Sequence[RequestRecord], step_time_s: float) -> tuple[float, float] | None:
+    """Prompt tokens of other requests computed beside a decode step, a mean over the steps, and the
+    share of the steps that had any.
+
+    A prompt counts for every request that decodes when its first token comes, to half a step. None:
+    an input length is not known.
+    """
+    import numpy as np
+
+    firsts = [
+        (r.sent_s + r.chunk_gaps_us[0] / 1e6, r.isl_tokens, r.cached_tokens or 0)
+        for r in records
+        if r.chunk_gaps_us
+    ]
+    firsts.sort(key=lambda row: row[0])
+    decoded = [(r.sent_s + r.chunk_gaps_us[0] / 1e6, decode_s(r)) for r in completed(records)]
+    spans = [(first, time) for first, time in decoded if time]
+    if not spans or any(isl is None for _, isl, _ in firsts):
+        return None
+    at = np.array([first for first, _, _ in firsts])
+    tokens = np.cumsum([0, *(max((isl or 0) - cached, 0) for _, isl, cached in firsts)])
+    passes = np.cumsum([0, 1, *(np.diff(at) > step_time_s / 2)])
+    time = np.array([time for _, time in spans])
+    start = np.array([first for first, _ in spans]) + step_time_s / 2
+    since, until = np.searchsorted(at, start), np.searchsorted(at, start + time)
+    steps = time.sum() / step_time_s
+    share = (passes[until] - passes[since]).sum() / steps
+    return float((tokens[until] - tokens[since]).sum() / steps), float(min(share, 1.0))
 
 
 def achieved_concurrency(data: PhaseData) -> float | None:

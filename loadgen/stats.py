@@ -190,3 +190,26 @@ def ratio(sums: Any) -> Any:
 def ratio_of_ratios(sums: Any) -> Any:
     """(Σ0 ÷ Σ1) ÷ (Σ2 ÷ Σ3)."""
     return (sums[0] / sums[1]) / (sums[2] / sums[3])
+
+
+def percentile(points: Sequence[tuple[float, float]], share: float) -> float:
+    """The value below which `share` of the weight lies, of (value, weight) pairs, weights above 0.
+
+    Linear between values; with equal weights it is the usual percentile (`distribution`). Infinite
+    where an infinite value has a part in it.
+    """
+    import numpy as np
+
+    values, weights = np.array(sorted(points), dtype=np.float64).T
+    before = np.cumsum(weights) - weights
+    if values.size == 1:
+        return float(values[0])
+    at = share * before[-1]
+    right = int(np.searchsorted(before, at))
+    if before[right] == at:
+        return float(values[right])
+    left = right - 1
+    if not np.isfinite(values[right]):
+        return float(values[right])
+    part = (at - before[left]) / (before[right] - before[left])
+    return float(values[left] + part * (values[right] - values[left]))

@@ -20,11 +20,13 @@ from loadgen.metrics import (
     TTFT,
     USER_SPEED,
     achieved_concurrency,
+    beside,
     completed,
     counts,
     decode_s,
     decode_tokens,
     distributions,
+    each,
     figure,
     server_context,
     span_s,
@@ -275,6 +277,7 @@ def _phase(data: PhaseData) -> PhaseSummary:
     )
     disproved = bool(chunks_disproved(done, engine, depth))
     step_time = _step_time(done, engine, disproved)
+    prompts = beside(data.records, step_time) if step_time else None
 
     def grouped(by: Callable[[RequestRecord], str | None]) -> tuple[CategorySummary, ...]:
         return _groups(done, by, engine, state, depth, disproved)
@@ -300,6 +303,9 @@ def _phase(data: PhaseData) -> PhaseSummary:
         tiers=grouped(lambda r: r.tier),
         isl_buckets=grouped(lambda r: r.isl_bucket),
         started_s=data.phase.started_s,
+        prompt_tokens_a_step=prompts[0] if prompts else None,
+        each=each(data.records),
+        prompt_steps_share=prompts[1] if prompts else None,
     )
 
 

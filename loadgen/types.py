@@ -750,6 +750,14 @@ class DialogueFigures(Noun, frozen=True, kw_only=True):
     isl_bucket: str | None = None
 
 
+class RequestFigures(Noun, frozen=True, kw_only=True):
+    """One request: its single figures by METRICS name; none of one that did not complete."""
+
+    category: str
+    completed: bool
+    values: dict[str, float]
+
+
 class CategorySummary(Noun, frozen=True, kw_only=True):
     """One category, tier or ISL bucket, in the mixed batch or (a category) apart.
 
@@ -825,6 +833,9 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
     tiers: tuple[CategorySummary, ...] = ()
     isl_buckets: tuple[CategorySummary, ...] = ()
     started_s: float | None = None
+    prompt_tokens_a_step: float | None = None
+    prompt_steps_share: float | None = None
+    each: tuple[RequestFigures, ...] = ()
 
 
 class Summary(Noun, frozen=True, kw_only=True):
@@ -942,6 +953,8 @@ class Study:
     summaries: tuple[Summary, ...]
     paths: tuple[str, ...] = ()
     comparison: Comparison | None = None
+    advice: tuple[Advice, ...] = ()
+    capacity: Capacity | None = None
     width: int = 100
     color: bool = False
     break_even: BreakEven | None = None
@@ -1064,3 +1077,136 @@ class Judged(Noun, frozen=True, kw_only=True):
     load: str
     value: float
     crossed: bool
+
+
+# ── advice, capacity ─────────────────────────────────────────────────────────────────────────────
+
+
+class StepPoint(Noun, frozen=True, kw_only=True):
+    """One phase's mean step time and what the fit gives there, seconds. `load` such as "c=8".
+
+    `batch` requests decode together, `k` tokens are drafted for each; `acceptance_length` is 1
+    where k = 0. `drafting_s`: the fit's share of drafting. None: no fit.
+    """
+
+    load: str
+    batch: float
+    k: int
+    step_time_s: float
+    acceptance_length: float | None = None
+    fitted_s: float | None = None
+    drafting_s: float | None = None
+
+
+class DraftLength(Noun, frozen=True, kw_only=True):
+    """What k drafted tokens are predicted to give at one load. `cost` = step time ÷ at k = 0."""
+
+    k: int
+    acceptance_length: float
+    step_time_s: float
+    cost: float
+    speedup_user: float
+
+
+class LoadAdvice(Noun, frozen=True, kw_only=True):
+    """Draft lengths 0 … the longest measured at one load; `best` is the k to use.
+
+    `near`: another k is predicted within the fit's residual of it. `limit`: why the longest does
+    not pay: "" (it does), "drafts" (its AL would not pay for the cheapest step at any load) or
+    "verification" (there it would pay, here a step costs more).
+    """
+
+    load: str
+    batch: float
+    lengths: tuple[DraftLength, ...]
+    best: int
+    near: bool
+    limit: Literal["", "drafts", "verification"]
+
+
+class Advice(Noun, frozen=True, kw_only=True):
+    """One drafter on one server: its step cost, and the k to use by load.
+
+    `why_not`: why there is no prediction (`loads` and `schedule` are empty), `missing`: the run
+    that would mend it. `residual` is the fit's root mean square error as a share of step time, None
+    where the fit has as many coefficients as points. `schedule` is (first batch, last batch, k);
+    `vllm`, `trtllm` and `trtllm_1_2` are it as the engines read it, None where they cannot.
+    """
+
+    server: ServerInfo
+    method: str
+    runs: tuple[str, ...]
+    points: tuple[StepPoint, ...]
+    residual: float | None = None
+    r_squared: float | None = None
+    loads: tuple[LoadAdvice, ...] = ()
+    schedule: tuple[tuple[int, int, int], ...] = ()
+    vllm: str | None = None
+    trtllm: str | None = None
+    trtllm_1_2: str | None = None
+    why_not: str = ""
+    missing: str = ""
+    confirm: str = ""
+
+
+class CapacityLoad(Noun, frozen=True, kw_only=True):
+    """One load of one config, repeats pooled, weighted to the mix. `figures` stand in the order of
+    the bounds; infinite where failed requests are the percentile.
+
+    `users` None: an open loop. `inside`: every bound holds; None: it cannot be told, `why` says so.
+    `error`: half of a 95 % interval of `requests_per_s`, as a share of it, that weighting by
+    category brings; None without a mix, or where a category has one request. `weight_of` is how
+    many requests of equal weight would tell as much. `basis` of the rates: "steady" or "whole".
+    """
+
+    load: str
+    users: int | None
+    figures: tuple[float | None, ...]
+    inside: bool | None
+    requests: int
+    weight_of: float
+    why: str = ""
+    requests_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+    goodput_rps: float | None = None
+    error: float | None = None
+    basis: str = ""
+
+
+class ConfigCapacity(Noun, frozen=True, kw_only=True):
+    """What one server config carries. `border`: the bounds hold at `holds` and no longer at
+    `fails`; "at least": they hold at every measured load; "below": at none; "unknown".
+
+    `gpus` of one server, None: not told, and figures a GPU are of a server. `servers` for the rate
+    asked for, with headroom. `cost_per_million` output tokens at `holds` with headroom.
+    """
+
+    server: ServerInfo
+    runs: tuple[str, ...]
+    loads: tuple[CapacityLoad, ...]
+    border: Literal["between", "at least", "below", "unknown"]
+    gpus: int | None = None
+    holds: CapacityLoad | None = None
+    fails: CapacityLoad | None = None
+    users_per_gpu: float | None = None
+    requests_per_s_per_gpu: float | None = None
+    servers: int | None = None
+    gpus_needed: int | None = None
+    cost_per_million: float | None = None
+
+
+class Capacity(Noun, frozen=True, kw_only=True):
+    """Every config under the same bounds, the one that carries most a GPU first.
+
+    `bounds` are of a load, `limits` of each request (goodput). `mix`: category → share, None: as
+    measured. `gpu_price_per_h` in the user's currency.
+    """
+
+    bounds: tuple[Bound, ...]
+    limits: tuple[Bound, ...]
+    configs: tuple[ConfigCapacity, ...]
+    headroom: float
+    rps: float | None = None
+    mix: dict[str, float] | None = None
+    gpu_price_per_h: float | None = None
+    caveats: tuple[Caveat, ...] = ()

@@ -7,13 +7,17 @@ not: compute or round a figure.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
 
 from loadgen.types import (
     Acceptance,
+    Advice,
     BreakEven,
+    Capacity,
+    CapacityLoad,
     CategoryComparison,
     CategorySummary,
     Comparison,
@@ -21,6 +25,7 @@ from loadgen.types import (
     LoadComparison,
     PhaseSummary,
     RunInfo,
+    ServerInfo,
     Speedup,
     Study,
     Summary,
@@ -58,6 +63,10 @@ def render(study: Study) -> str:
         report["break_even"] = _break_even(study.break_even)
     if study.judged:
         report["bounds"] = [_all(judged) for judged in study.judged]
+    if study.advice:
+        report["advice"] = [_advice(advice) for advice in study.advice]
+    if study.capacity is not None:
+        report["capacity"] = _capacity(study.capacity)
     text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
     return text.translate(_C1) + "\n"
 
@@ -82,6 +91,39 @@ def _info(info: RunInfo) -> Json:
         "client": _all(info.client),
         "prompts_sha256": info.prompts_sha256,
     }
+
+
+def _server(server: ServerInfo) -> Json:
+    """Which one it is: the whole stands with its run."""
+    spec = server.config.spec if server.config is not None else None
+    told = ("engine", "version", "model", "state", "draft_depth", "simulated")
+    return {name: getattr(server, name) for name in told} | {"spec": _all(spec)}
+
+
+def _advice(advice: Advice) -> Json:
+    return {**_all(advice), "server": _server(advice.server)}
+
+
+def _capacity(capacity: Capacity) -> Json:
+    """An infinite figure, which JSON has not, is null: failed requests are that percentile."""
+    configs = []
+    for config in capacity.configs:
+        loads = [_capacity_load(load) for load in config.loads]
+        border = {name: getattr(config, name) for name in ("holds", "fails")}
+        configs.append(
+            {
+                **_all(config),
+                "server": _server(config.server),
+                "loads": loads,
+                **{name: load and load.load for name, load in border.items()},
+            }
+        )
+    return {**_all(capacity), "configs": configs}
+
+
+def _capacity_load(load: CapacityLoad) -> Json:
+    finite = [v if v is not None and math.isfinite(v) else None for v in load.figures]
+    return {**_all(load), "figures": finite}
 
 
 def _all(value: Any) -> Any:

@@ -24,6 +24,11 @@ def figure(value: float | None) -> str:
     return _unsigned(f"{value:,.{min(max(2 - exponent, 0), 3)}f}") if value else "0"
 
 
+def amount(value: float | None) -> str:
+    """A whole number as one, any other with three significant digits: 84.0 → '84', 2.5 → '2.50'."""
+    return figure(value) if value is None or value % 1 else whole(value)
+
+
 def number(value: float | None) -> str:
     """Two decimals, for lengths and other plain numbers: 2.4512 → '2.45'."""
     if value is None or not math.isfinite(value):

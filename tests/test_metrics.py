@@ -10,6 +10,7 @@ import pytest
 from loadgen.metrics import (
     METRICS,
     achieved_concurrency,
+    beside,
     counts,
     distributions,
     server_context,
@@ -177,3 +178,20 @@ def test_percentiles_need_their_samples() -> None:
 def test_the_table_names_each_figure_once() -> None:
     names = [m.name for m in METRICS]
     assert len(names) == len(set(names))
+
+
+def test_prompts_beside_decode_steps() -> None:
+    """d0 decodes from 1.0 to 2.0 in ten steps; d1's prompt ends in the middle, d2's with d0's own,
+    which d0 did not wait for; d3's prompt was half in the cache and comes in the same step as d1's.
+    """
+    ten = [1.0 + i / 10 for i in range(11)]
+    some = [
+        record([1] * 11, [0.0, *ten], dialogue="d0", isl_tokens=50),
+        record([1], [0.5, 1.5], dialogue="d1", isl_tokens=100),
+        record([1], [0.5, 1.01], dialogue="d2", isl_tokens=70),
+        record([1], [0.5, 1.52], dialogue="d3", isl_tokens=80, cached_tokens=40),
+    ]
+    assert beside(some, 0.1) == pytest.approx((14.0, 0.1))
+    assert beside(some[:1], 0.1) == (0.0, 0.0)
+    assert beside([*some, record([1], [0.5, 1.5], isl_tokens=None)], 0.1) is None
+    assert beside(some[1:], 0.1) is None

@@ -13,6 +13,7 @@ from loadgen.stats import (
     distribution,
     interval,
     over_repeats,
+    percentile,
     pooled,
     ratio,
     ratio_of_ratios,
@@ -136,3 +137,16 @@ def test_an_interval_over_repeats_by_hand() -> None:
         [0.2 - 0.24843, 0.2 + 0.24843], abs=1e-5
     )
     assert found.kind == "95 % Student t over 3 interleaved repeats"
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=150), st.floats(0, 1))
+def test_equal_weights_give_the_usual_percentile(values: list[float], share: float) -> None:
+    found = percentile([(value, 0.3) for value in values], share)
+    assert found == pytest.approx(float(np.percentile(values, share * 100)))
+
+
+def test_weights_move_a_percentile() -> None:
+    assert percentile([(1.0, 8.0), (2.0, 1.0), (3.0, 1.0)], 0.5) < 2
+    assert percentile([(1.0, 1.0), (2.0, 1.0), (3.0, 8.0)], 0.9) > 2
+    assert percentile([(1.0, 1.0), (np.inf, 1.0)], 0.5) == np.inf
+    assert percentile([(1.0, 1.0), (2.0, 1.0), (np.inf, 1.0)], 0.5) == 2

@@ -69,6 +69,12 @@ def test_three_significant_digits(value: float | None, text: str) -> None:
 
 
 def test_each_kind_has_its_unit() -> None:
+    assert [units.amount(value) for value in (84.0, 2.5, math.inf, None)] == [
+        "84",
+        "2.50",
+        "–",
+        "–",
+    ]
     assert units.rate(1234.4) == "1,234 tok/s"
     assert units.percent(0.6214) == "62.1 %"
     assert units.hundredths(1.0) == "100.0"
