@@ -176,7 +176,8 @@ def _server(
                 "file",
             )
         config = read_toml(source.beside(entry.file), ServerConfig)
-    engine = _startable(source, config, place, given[0], engines) if config is not None else None
+    at = f"{place}.{given[0]}"
+    engine = _startable(source, config, at, engines) if config is not None else None
     spec = config.spec if config is not None else None
     method = spec.method if spec is not None else "none"
     return SweepServer(
@@ -209,26 +210,25 @@ def _attached(source: _Source, entry: ServerEntry, place: str) -> SweepServer:
 
 
 def _startable(
-    source: _Source, config: ServerConfig, place: str, key: str, engines: Mapping[str, Engine]
+    source: _Source, config: ServerConfig, place: str, engines: Mapping[str, Engine]
 ) -> Engine:
     """The config's engine, which can make a command of it."""
     engine = engines.get(config.engine)
     if engine is None:
         hint = nearest(config.engine, engines) or "."
         known = ", ".join(engines)
-        raise source.fault(f"unknown engine '{config.engine}'{hint} Known: {known}.", place, key)
+        raise source.fault(f"unknown engine '{config.engine}'{hint} Known: {known}.", place)
     if engine.command is None:
         raise source.fault(
             f"engine '{engine.name}' cannot be started by draftload; give the url of a running "
             "server instead.",
             place,
-            key,
         )
     try:
         engine.command(config, config.port or ANY_PORT)
         engine.files(config)
     except UserError as fault:
-        raise source.fault(str(fault), place, key) from None
+        raise source.fault(str(fault), place) from None
     return engine
 
 
@@ -259,8 +259,7 @@ def _with_baseline(
         raise source.fault(
             f"which server is the baseline, that runs without speculation? There is {found}. "
             "Expected baseline = the name of one, or baseline = false to do without.",
-            "",
-            "baseline" if re.search(r"(?m)^\s*baseline\b", source.text) else "servers",
+            *(("", "baseline") if re.search(r"(?m)^baseline\b", source.text) else ("servers[0]",)),
         )
     first = launched[0]
     config = msgspec.structs.replace(first.config, spec=None, name=None)  # type: ignore[type-var]
