@@ -245,4 +245,5 @@ def _differences(
     base = infos.get(baseline or "")
     if base is None:
         return {}
-    return {name: differences(base, info) for name, info in infos.items() if name != baseline}
+    servers = dict.fromkeys(cell.server.name for cell in cells)
+    return {s: differences(base, infos[s]) for s in servers if s in infos and s != baseline}

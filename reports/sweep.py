@@ -56,9 +56,9 @@ def plan(
                          width, "fresh      ", "           ")  # fmt: skip
     if matrix.baseline is None:
         lines += wrapped("refused: no speedup is given", width, "baseline   ")
-    for name, found in differences.items():
-        said = "; ".join(found) or "nothing else, as the configs tell"
-        text = f"{name} differs from {matrix.baseline} in speculation and: {said}"
+    for said, servers in _alike(differences).items():
+        text = f"{servers} differ from {matrix.baseline} in speculation and: "
+        text += said or "nothing else, as the configs tell"
         lines += wrapped(text, width, "baseline   ", "           ")
     return lines + wrapped(duration(expected), width, "expected   ", "           ")
 
@@ -206,11 +206,16 @@ def _speedup(what: str, rows: Sequence[SweepRow], found: SweepResult, take: Take
 def what_differs(found: SweepResult, width: int) -> Section:
     """What else is not the baseline's, a line a server."""
     lines: Section = []
-    for name, facts in found.differences.items():
-        said = "; ".join(facts) or "nothing"
-        text = f"What else differs between {found.baseline} and {name}: {said}."
+    for said, servers in _alike(found.differences).items():
+        text = f"What else differs between {found.baseline} and {servers}: {said or 'nothing'}."
         lines += wrapped(text, width)
     return lines
+
+
+def _alike(differences: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """What differs → the servers in which it does."""
+    groups = page.grouped(("; ".join(facts), name) for name, facts in differences.items())
+    return {said: page.listed(names) for said, names in groups.items()}
 
 
 def troubles(found: SweepResult, width: int) -> Section:

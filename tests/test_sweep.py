@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +22,33 @@ from aiohttp.test_utils import TestServer
 from loadgen.matrix import cells as cells_of
 from loadgen.matrix import read
 from loadgen.measure import Job
-from loadgen.store import glance
+from loadgen.plan import make_plan
+from loadgen.store import Store, glance, run_path
 from loadgen.sweep import expected_s, index, result, sessions, sweep
 from loadgen.types import (
     Cell,
+    ClientSample,
     ClosedLoop,
     Matrix,
-    Observer,
     OverRepeats,
-    Plan,
     Record,
     RequestRecord,
+    RunEnd,
     Study,
     SweepResult,
     SweepRow,
 )
 from reports import sweep as shown
+from reports.live import SweepLive
 from scenarios import prompts as sets
+from servers import openai as generic
 from servers import simulator
 from servers.simulated import preset
 from tests.conftest import processes
+from tests.records import run_info
 from tests.test_cli import draftload, environment
 
-ENGINES = {"simulated": simulator.ENGINE}
+ENGINES = {e.name: e for e in (simulator.ENGINE, generic.ENGINE)}
 
 
 def matrix_text(
@@ -91,7 +98,7 @@ def test_a_sweep_from_matrix_to_table(matrix_file: Path, tmp_path: Path) -> None
     assert plan.returncode == 0, plan.stderr
     assert "8 cells" in plan.stdout
     assert "unknown: none of the 8 cells was measured before" in plan.stdout
-    assert "eagle3 differs from none in speculation and: nothing else" in plan.stdout
+    assert "eagle3 differ from none in speculation and: nothing else" in plan.stdout
     assert not (tmp_path / "runs").exists()
 
     done = draftload("sweep", str(matrix_file), cwd=tmp_path)
@@ -215,14 +222,48 @@ class Simulated:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._dead = asyncio.get_running_loop().create_future()
-
-    def die(self) -> None:
-        self._dead.set_result("simulated ended by signal 9.")
+        self.dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def died(self) -> str:
-        said: str = await asyncio.shield(self._dead)
-        return said
+        return await asyncio.shield(self.dead)
+
+
+def jobs(out: Path, see: Callable[[Cell, Record], None]) -> Callable[[Cell], Job]:
+    """What a cell is measured with; `see` gets every record."""
+
+    def job(cell: Cell) -> Job:
+        return Job(
+            scenario=cell.scenario,
+            prompts=sets.read(cell.scenario.dataset).prompts,
+            warmup=sets.warmup(),
+            engines=ENGINES,
+            out=out,
+            say=lambda line: None,
+            watch=lambda plan: contextlib.nullcontext(partial(see, cell)),
+            cell=cell,
+        )
+
+    return job
+
+
+async def test_a_server_at_a_url_is_measured_and_left_alone(
+    matrix_file: Path, tmp_path: Path
+) -> None:
+    def start(config: Any) -> contextlib.AbstractAsyncContextManager[Simulated]:
+        raise AssertionError("nothing is to be started")
+
+    ended: list[tuple[str, str]] = []
+    async with TestServer(simulator.app(preset("eagle3", time_scale=0.0))) as server:
+        url = str(server.make_url("")).rstrip("/")
+        text = f"baseline = false\n[[servers]]\nname = 'mine'\nurl = '{url}'\n"
+        text += "[[scenarios]]\nscenario = 'smoke'\nlimit = 2\nconcurrency = [1]\n"
+        _, cells = laid_out_with(matrix_file, text)
+        job = jobs(tmp_path, lambda cell, record: None)
+        assert await sweep(cells, job, start, lambda c, path, why: ended.append((c.name, why)))
+    assert ended == [(f"mine smoke c=1 r={repeat}", "completed") for repeat in (1, 2, 3)]
+    job = jobs(tmp_path, lambda cell, record: None)
+    assert await sweep(cells[:1], job, start, lambda c, path, why: ended.append((c.name, why)))
+    assert ended[-1][1].startswith("failed: no server answers")
 
 
 async def test_a_server_that_dies_costs_one_cell_and_is_started_again(
@@ -239,27 +280,12 @@ async def test_a_server_that_dies_costs_one_cell_and_is_started_again(
             started.append(Simulated(str(server.make_url("")).rstrip("/")))
             yield started[-1]
 
-    def job(cell: Cell) -> Job:
-        @contextlib.contextmanager
-        def watch(plan: Plan) -> Iterator[Observer]:
-            def see(record: Record) -> None:
-                fatal = cell.name == "none smoke c=1 r=1" and isinstance(record, RequestRecord)
-                if fatal and not started[-1]._dead.done():
-                    started[-1].die()
+    def kill(cell: Cell, record: Record) -> None:
+        fatal = cell.name == "none smoke c=1 r=1" and isinstance(record, RequestRecord)
+        if fatal and not started[-1].dead.done():
+            started[-1].dead.set_result("simulated ended by signal 9.")
 
-            yield see
-
-        return Job(
-            scenario=cell.scenario,
-            prompts=sets.read(cell.scenario.dataset).prompts,
-            warmup=sets.warmup(),
-            engines=ENGINES,
-            out=tmp_path,
-            say=lambda line: None,
-            watch=watch,
-            cell=cell,
-        )
-
+    job = jobs(tmp_path, kill)
     whole = await sweep(cells, job, start, lambda cell, path, why: ended.append((cell.name, why)))
     assert whole
     assert [name for name, _ in ended] == [cell.name for cell in cells]
@@ -273,8 +299,6 @@ async def test_a_server_that_dies_costs_one_cell_and_is_started_again(
 def test_cells_share_a_server_unless_it_must_be_fresh(
     matrix_file: Path, fresh: bool, sizes: list[int]
 ) -> None:
-    from dataclasses import replace
-
     _, cells = laid_out(matrix_file)
     cells = tuple(
         replace(c, server=replace(c.server, fresh=fresh and c.server.name == "eagle3"))
@@ -291,29 +315,45 @@ def test_cells_share_a_server_unless_it_must_be_fresh(
 def test_only_whole_run_files_of_the_same_config_are_done(
     matrix_file: Path, tmp_path: Path
 ) -> None:
-    matrix_file.write_text(matrix_text(repeats=1, loads="1"))
-    assert draftload("sweep", str(matrix_file), cwd=tmp_path).returncode == 0
-    runs = tmp_path / "runs"
     _, cells = laid_out(matrix_file)
-    known = index(runs, cells)
-    assert set(known.done) == {cell.name for cell in cells}
-    assert all((expected_s(cell, known.seconds) or 0) > 0 for cell in cells)
-
-    none, eagle3 = (known.done[cell.name] for cell in cells)
-    data = none.read_bytes()
-    none.write_bytes(data[: data.rindex(b'{"type":"end"')])
-    eagle3.write_bytes(eagle3.read_bytes().replace(b'"reason":"completed"', b'"reason":"failed"'))
-    (runs / "foreign.jsonl").write_bytes(b"\x00 no run file\n")
-    (runs / "folder.jsonl").mkdir()
-    assert index(runs, cells).done == {}
-
-    none.write_bytes(data)
-    matrix_file.write_text(matrix_text(repeats=1, loads="1").replace("= 12", "= 13"))
-    _, changed = laid_out(matrix_file)
-    assert [c.name for c in changed] == [c.name for c in cells]
-    assert index(runs, changed).done == {}
-    assert expected_s(changed[0], index(runs, changed).seconds) is None
+    _, changed = laid_out_with(matrix_file, matrix_text().replace("= 12", "= 13"))
+    assert [cell.name for cell in changed] == [cell.name for cell in cells]
+    whole, unfinished, interrupted, other = cells[:4]
+    ends = (("completed", whole), (None, unfinished), ("interrupted", interrupted))
+    for reason, cell in (*ends, ("completed", changed[cells.index(other)])):
+        write(tmp_path / "runs", cell, reason)
+    (tmp_path / "runs" / "foreign.jsonl").write_bytes(b"\x00 no run file\n")
+    (tmp_path / "runs" / "empty.jsonl").touch()
+    (tmp_path / "runs" / "folder.jsonl").mkdir()
+    known = index(tmp_path / "runs", cells)
+    assert set(known.done) == {whole.name}
+    repeats = [cell for cell in cells if cell.sha256 == whole.sha256]
+    assert [expected_s(cell, known.seconds) for cell in repeats] == [7.0, 7.0]
+    assert expected_s(other, known.seconds) is None
     assert index(tmp_path / "none", cells).done == {}
+
+
+def test_of_several_run_files_the_newest_counts(matrix_file: Path, tmp_path: Path) -> None:
+    _, (cell, *_) = laid_out(matrix_file)
+    paths = [write(tmp_path, cell, "completed", f"2026-11-{day}T00:00:00Z") for day in (25, 24)]
+    assert index(tmp_path, [cell]).done == {cell.name: paths[0]}
+
+
+def laid_out_with(path: Path, text: str) -> tuple[Matrix, tuple[Cell, ...]]:
+    path.write_text(text)
+    return laid_out(path)
+
+
+def write(
+    folder: Path, cell: Cell, reason: str | None, started_at: str = "2026-11-24T00:00:00Z"
+) -> Path:
+    """A cell's run file, 7 s long."""
+    info = run_info(cell=cell.name, cell_sha256=cell.sha256, started_at=started_at)
+    store = Store(run_path(folder, started_at, "smoke", cell.name), info)
+    if reason is not None:
+        store.append(RunEnd(at_s=7.0, reason=reason))
+    store.close()
+    return store.path
 
 
 # ── what is shown ────────────────────────────────────────────────────────────────────────────────
@@ -340,6 +380,30 @@ def test_the_live_table_fills_in(matrix_file: Path) -> None:
     running = [line.plain.split() for line in shown.grid(found, cells[1], 100)]
     assert cells[1].name == "none smoke c=2 r=1"
     assert running[-2:] == [["none", "100", "190…"], ["eagle3", "·", "✗"]]
+
+
+def test_on_a_terminal_the_table_is_drawn_with_the_cell_under_way(
+    matrix_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    _, cells = laid_out(matrix_file)
+    found = SweepResult(name="m", rows=(row("none", 1, 1, 123.0),), baseline=None, differences={})
+    scenario = cells[0].scenario
+    plan = make_plan(scenario, sets.read(scenario.dataset).prompts)
+    sample = ClientSample(
+        at_s=1.0, phase="c=1", in_flight=3, target=4, sent=9, chunks=9, tokens=9, loop_lag_s=0.0,
+        cpu_s=0.0, rss_bytes=1,
+    )  # fmt: skip
+    with SweepLive() as live:
+        live.show(shown.grid(found, None, live.width), "not on a terminal")
+        with live.watch(plan, cells[0].name) as observe:
+            observe(sample)
+    text = terminal.getvalue()
+    assert "123" in text
+    assert "none smoke c=1 r=1  c=1: 0 dialogues, 3/4 in flight" in text
+    assert "not on a terminal" not in text
 
 
 def test_the_table_says_what_failed_and_what_else_differs() -> None:
