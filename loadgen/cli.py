@@ -505,7 +505,7 @@ def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
         engines=_engines(),
         out=out,
         say=lambda line: None,
-        watch=lambda plan: live.watch(plan, cell.name),
+        watch=lambda plan: live.watch(plan, _clean(cell.name)),
         attach=attach,
         cell=cell,
     )

@@ -70,10 +70,14 @@ def duration(expected: Sequence[float | None]) -> str:
     known = [seconds for seconds in expected if seconds is not None]
     unknown = len(expected) - len(known)
     if not known:
-        return f"unknown: none of the {unknown} cells was measured before"
-    said = f"about {units.about(sum(known))} for {len(known)} cells by earlier ones like them, "
+        return f"unknown: {_cells(unknown)}, of which none was measured before"
+    said = f"about {units.about(sum(known))} for {_cells(len(known))} by earlier ones like them, "
     said += "starts of servers not counted"
-    return said + (f"; unknown for {unknown} cells, never measured" if unknown else "")
+    return said + (f"; unknown for {_cells(unknown)}, never measured" if unknown else "")
+
+
+def _cells(count: int) -> str:
+    return f"{units.count(count)} cell{'s' * (count != 1)}"
 
 
 # ── while it runs ────────────────────────────────────────────────────────────────────────────────

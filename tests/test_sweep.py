@@ -97,7 +97,7 @@ def test_a_sweep_from_matrix_to_table(matrix_file: Path, tmp_path: Path) -> None
     plan = draftload("sweep", str(matrix_file), "--dry-run", cwd=tmp_path)
     assert plan.returncode == 0, plan.stderr
     assert "8 cells" in plan.stdout
-    assert "unknown: none of the 8 cells was measured before" in plan.stdout
+    assert "unknown: 8 cells, of which none was measured before" in plan.stdout
     assert "eagle3 differ from none in speculation and: nothing else" in plan.stdout
     assert not (tmp_path / "runs").exists()
 
@@ -429,10 +429,10 @@ def test_the_table_says_what_failed_and_what_else_differs() -> None:
     ("expected", "said"),
     [
         ([], "nothing is left to measure"),
-        ([None, None], "unknown: none of the 2 cells was measured before"),
+        ([None, None], "unknown: 2 cells, of which none was measured before"),
         ([30.0, 31.0], "about 61 s for 2 cells by earlier ones like them"),
-        ([600.0, None], "about 10 min for 1 cells by earlier ones like them"),
-        ([600.0, None], "unknown for 1 cells, never measured"),
+        ([600.0, None], "about 10 min for 1 cell by earlier ones like them"),
+        ([600.0, None], "unknown for 1 cell, never measured"),
         ([5000.0], "about 1 h 23 min"),
     ],
 )
