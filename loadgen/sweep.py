@@ -110,10 +110,14 @@ async def sweep(
 
 
 def sessions(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
-    """Cells that share a server in turn: neighbours of one server; alone where it must be fresh."""
-    for _, group in itertools.groupby(
-        enumerate(cells), lambda at: (at[1].server.name, at[0] if at[1].server.fresh else -1)
-    ):
+    """Cells that share a server in turn: neighbours of one server and repeat, for what a start
+    draws by lot is part of the noise between repeats; alone where the server must be fresh."""
+
+    def shared(at: tuple[int, Cell]) -> tuple[str, int, int]:
+        place, cell = at
+        return cell.server.name, cell.repeat, place if cell.server.fresh else -1
+
+    for _, group in itertools.groupby(enumerate(cells), shared):
         yield tuple(cell for _, cell in group)
 
 

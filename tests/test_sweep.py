@@ -307,6 +307,8 @@ def test_cells_share_a_server_unless_it_must_be_fresh(
     found = list(sessions(cells))
     assert [len(session) for session in found] == sizes
     assert sum(found, ()) == cells
+    alone = [cell for cell in cells if cell.server.name == "none"]
+    assert [len(session) for session in sessions(alone)] == [2, 2], "a repeat is a start"
 
 
 # ── the index ────────────────────────────────────────────────────────────────────────────────────
