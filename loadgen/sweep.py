@@ -198,8 +198,9 @@ def _row(
     base = {cell.repeat: summaries[cell.name] for cell in against if cell.name in summaries}
     phases = [phase for summary in found.values() for phase in summary.phases]
     pairs = [speedups(base[r], found[r]) for r in sorted(base.keys() & found.keys())]
-    notes = [f"steady output: {p.throughput.why_not_steady}" for p in phases]
-    notes = [note for note in notes if not note.endswith(": ")] + [why for *_, why in pairs if why]
+    why = [p.throughput.why_not_steady for p in phases]
+    notes = [f"no steady output: {reason}." for reason in why if reason]
+    notes += [note for *_, said in pairs for note in said]
     return SweepRow(
         server=server,
         scenario=group[0].scenario.name,
@@ -230,15 +231,18 @@ def _acceptance_length(phase: PhaseSummary) -> float | None:
     return phase.acceptance[0].acceptance_length if phase.acceptance else None
 
 
-def speedups(base: Summary, spec: Summary) -> tuple[float | None, float | None, str]:
+def speedups(base: Summary, spec: Summary) -> tuple[float | None, float | None, tuple[str, ...]]:
     """speedup_user and speedup_throughput of one repeat, and what is to be said of them."""
     try:
-        (load,) = compare(base, spec).loads
+        found = compare(base, spec)
     except UserError as fault:
-        return None, None, str(fault)
+        return None, None, (str(fault),)
+    (load,) = found.loads
+    said = [f"{caveat.code}: {caveat.advice}" for caveat in found.caveats]
+    if load.throughput_basis != "steady":
+        said.append("the speedup of output is of the whole phase.")
     user, output = load.speedup_user, load.speedup_throughput
-    whole = "the speedup of output is of the whole phase" * (load.throughput_basis != "steady")
-    return user.ratio if user else None, output.ratio if output else None, whole
+    return user.ratio if user else None, output.ratio if output else None, tuple(said)
 
 
 def _differences(

@@ -906,7 +906,7 @@ class OverRepeats:
 class SweepRow:
     """A server × scenario × load over its repeats: `measured` of `cells`, `failed` says why not.
 
-    `notes`: why a figure is missing. Throughput is the steady one.
+    `notes`: why a figure is missing, or may mislead. Throughput is the steady one.
     """
 
     server: str

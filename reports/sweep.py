@@ -233,8 +233,7 @@ def troubles(found: SweepResult, width: int) -> Section:
         text = f"{page.listed(dict.fromkeys(at))}: {why}"
         lines += wrapped(text, width, f"{FAILED} ", "  ")
     for why, at in notes.items():
-        text = f"No figure at {page.listed(dict.fromkeys(at))}: {why}."
-        lines += wrapped(text, width, style="dim")
+        lines += wrapped(f"{page.listed(dict.fromkeys(at))}: {why}", width)
     missing = [r for r in found.rows if r.measured and r.acceptance_length.median is None]
     if missing:
         names = page.listed(dict.fromkeys(row.server for row in missing))

@@ -24,7 +24,8 @@ from loadgen.matrix import read
 from loadgen.measure import Job
 from loadgen.plan import make_plan
 from loadgen.store import Store, glance, run_path
-from loadgen.sweep import expected_s, index, result, sessions, sweep
+from loadgen.summarize import summarize
+from loadgen.sweep import expected_s, index, result, sessions, speedups, sweep
 from loadgen.types import (
     Cell,
     ClientSample,
@@ -33,8 +34,10 @@ from loadgen.types import (
     OverRepeats,
     Record,
     RequestRecord,
+    Run,
     RunEnd,
     Study,
+    Summary,
     SweepResult,
     SweepRow,
 )
@@ -45,7 +48,7 @@ from servers import openai as generic
 from servers import simulator
 from servers.simulated import preset
 from tests.conftest import processes
-from tests.records import run_info
+from tests.records import ENGINE, SERVER, phase_data, record, run_info
 from tests.test_cli import draftload, environment
 
 ENGINES = {e.name: e for e in (simulator.ENGINE, generic.ENGINE)}
@@ -412,7 +415,7 @@ def test_the_table_says_what_failed_and_what_else_differs() -> None:
     speeds = OverRepeats(n=3, median=1.5, low=1.25, high=1.75)
     rows = (
         row("none", 1, 3, 100.0),
-        row("eagle3", 1, 3, 150.0, speedup_user=speeds, notes=("steady output: too short",)),
+        row("eagle3", 1, 3, 150.0, speedup_user=speeds, notes=("no steady output: too short.",)),
         row("mtp", 1, 0, failed=("failed: it would not start",)),
     )
     found = SweepResult(
@@ -423,7 +426,7 @@ def test_the_table_says_what_failed_and_what_else_differs() -> None:
     assert "1.50× [1.25, 1.75]" in text
     assert "What else differs between none and eagle3: GPUs: 1 → 2." in text
     assert "✗ mtp c=1: failed: it would not start" in text
-    assert "No figure at eagle3 c=1: steady output: too short." in text
+    assert "eagle3 c=1: no steady output: too short." in text
     assert text == shown.render(Study(summaries=(), sweep=found, width=120))
 
 
@@ -442,6 +445,28 @@ def test_the_expected_duration_is_what_earlier_cells_tell(
     expected: list[float | None], said: str
 ) -> None:
     assert said in shown.duration(expected)
+
+
+def test_the_ratio_of_a_repeat_is_compares_and_carries_its_caveats() -> None:
+    base, quicker = (summary_of(step_s=step_s) for step_s in (0.02, 0.01))
+    user, _, said = speedups(base, quicker)
+    assert user == pytest.approx(2.0)
+    assert any(note.startswith("machine-drifted: Measure again") for note in said)
+    other = msgspec.structs.replace(base.info, prompts_sha256="1" * 64)
+    user, output, said = speedups(base, msgspec.structs.replace(base, info=other))
+    assert (user, output) == (None, None)
+    assert "cannot be compared: prompts" in said[0]
+
+
+def summary_of(*, step_s: float) -> Summary:
+    """A run of five dialogues, a token a step."""
+    records = [
+        record([1] * 11, [i + step_s * n for n in range(12)], dialogue=f"d{i}") for i in range(5)
+    ]
+    server = msgspec.structs.replace(SERVER, state="off")
+    phase = phase_data(records).phase
+    run = Run(info=run_info(server=server), records=[*records, phase])
+    return summarize(run, ENGINE)
 
 
 def test_a_matrix_of_which_nothing_is_measured_has_rows_without_figures(matrix_file: Path) -> None:
