@@ -438,18 +438,11 @@ def _swept(
     failed: dict[str, str] = {}
 
     def take(cell: Cell, path: Path | None, reason: str) -> None:
-        if reason != "completed":
-            failed[cell.name] = reason
-            return
-        try:
-            found = _summary(path) if path is not None else None
-        except UserError as fault:
-            failed[cell.name] = f"failed: {fault}"
-            return
+        found, why = _cell_summary(path, reason)
         if found is not None:
             summaries[cell.name] = found
-            if not any(phase.requests.completed for phase in found.phases):
-                failed[cell.name] = "failed: no request completed"
+        if why:
+            failed[cell.name] = why
 
     for cell in cells:
         if cell.name in known.done:
@@ -481,6 +474,18 @@ def _swept(
         _print(shown.render(replace(_study([], []), sweep=found)))
     if not whole or failed:
         raise typer.Exit(1 if whole else 130)
+
+
+def _cell_summary(path: Path | None, reason: str) -> tuple[Summary | None, str]:
+    """The figures of a cell that ended, and why it counts as failed or ""."""
+    if reason != "completed" or path is None:
+        return None, reason
+    try:
+        found = _summary(path)
+    except UserError as fault:
+        return None, f"failed: {fault}"
+    done = any(phase.requests.completed for phase in found.phases)
+    return found, "" if done else "failed: no request completed"
 
 
 def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
