@@ -26,9 +26,11 @@ from loadgen import __version__
 from loadgen.errors import DraftloadError, ServerError, UserError, nearest
 from loadgen.types import (
     Bound,
+    Cell,
     ClosedLoop,
     Dataset,
     Engine,
+    Matrix,
     OpenLoop,
     Sampling,
     Scenario,
@@ -41,6 +43,9 @@ from loadgen.written import load_label, most_in_flight
 
 if TYPE_CHECKING:
     from loadgen.breakeven import By
+    from loadgen.measure import Job
+    from loadgen.sweep import Index
+    from reports.live import SweepLive
     from servers.launch import Launched
 
 T = TypeVar("T")
@@ -373,6 +378,176 @@ def run(
 
     ended = _run(one())
     _finish([ended], lambda: _report([ended[0]], format_name))
+
+
+@app.command(name="sweep", short_help="Servers × scenarios × loads × repeats, resumable.")
+def sweep_matrix(
+    matrix: Annotated[Path, typer.Argument(metavar="MATRIX.toml", help="What to sweep over.")],
+    out: Out = Path("runs"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only the plan and how long it may take.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Start without asking.")] = False,
+    repeat: Annotated[
+        int | None, typer.Option("--repeat", min=1, help="Instead of the matrix's repeats.")
+    ] = None,
+    start_timeout: StartTimeout = "20m",
+    quiet: Quiet = False,
+) -> None:
+    """Servers × scenarios × loads × repeats: each server started, warmed, measured, stopped.
+
+    A cell is one run file. Started again it measures only what is missing in the folder.
+
+    Examples:
+      draftload sweep matrix.toml --dry-run
+      draftload sweep matrix.toml --out runs/sweep --repeat 5
+    """
+    from loadgen import matrix as matrices
+    from loadgen import sweep
+    from reports import sweep as shown
+    from scenarios import prompts as sets
+
+    asked = matrices.read(matrix, sets.scenario, _engines(), repeats=repeat)
+    prompts = {s.name: sets.read(s.dataset) for s in asked.scenarios}
+    cells = matrices.cells(asked, {name: found.prompts for name, found in prompts.items()})
+    known = sweep.index(out, cells)
+    left = [cell for cell in cells if cell.name not in known.done]
+    text = shown.plan(
+        asked,
+        cells,
+        len(left),
+        [sweep.expected_s(cell, known.seconds) for cell in left],
+        _config_differences(asked),
+        _study([], []).width,
+    )
+    plan = "\n".join(line.plain for line in text)
+    if dry_run:
+        _print(plan)
+        return
+    _say(quiet)(plan)
+    if left:
+        _can_start(left, out)
+        if not yes and sys.stdin.isatty():
+            typer.confirm("Start?", default=True, abort=True, err=True)
+    _swept(asked, cells, known, prompts, out, quiet, _seconds("--start-timeout", start_timeout))
+
+
+def _config_differences(asked: Matrix) -> dict[str, tuple[str, ...]]:
+    from loadgen.matrix import config_differences
+
+    base = next((server for server in asked.servers if server.name == asked.baseline), None)
+    if base is None:
+        return {}
+    return {s.name: config_differences(base, s) for s in asked.servers if s is not base}
+
+
+def _can_start(left: Sequence[Cell], out: Path) -> None:
+    """UserError: no cell could be measured, or none written."""
+    from loadgen.preflight import check_descriptors
+
+    check_descriptors(max(most_in_flight(cell.load) or 1 for cell in left))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise UserError(f"cannot make the folder {out}: {fault.strerror}. See --out.") from None
+    if not os.access(out, os.W_OK):
+        raise UserError(f"cannot write to {out}. Give a folder that can be written with --out DIR.")
+
+
+def _swept(
+    asked: Matrix,
+    cells: Sequence[Cell],
+    known: Index,
+    prompts: dict[str, Any],
+    out: Path,
+    quiet: bool,
+    wait_s: float,
+) -> None:
+    """Measures what is left and prints the table, however it ends; the exit code says how."""
+    from loadgen import sweep
+    from reports import sweep as shown
+    from reports.live import SweepLive
+
+    summaries: dict[str, Summary] = {}
+    failed: dict[str, str] = {}
+
+    def take(cell: Cell, path: Path | None, reason: str) -> None:
+        found, why = _cell_summary(path, reason)
+        if found is not None:
+            summaries[cell.name] = found
+        if why:
+            failed[cell.name] = why
+
+    for cell in cells:
+        if cell.name in known.done:
+            take(cell, known.done[cell.name], "completed")
+    left = [cell for cell in cells if cell.name not in known.done]
+    whole = True
+    try:
+        with SweepLive(quiet=quiet) as live:
+
+            def grid(running: Cell | None) -> Any:
+                found = sweep.result(asked.name, cells, summaries, failed, None)
+                return shown.grid(found, running, live.width)
+
+            def ended(cell: Cell, path: Path | None, reason: str) -> None:
+                take(cell, path, reason)
+                done = len(cells) - len(left) + 1 + left.index(cell)
+                (row,) = sweep.result(asked.name, [cell], summaries, failed, None).rows
+                reason = failed.get(cell.name, reason)
+                live.show(grid(None), shown.line(cell, row, reason, done, len(cells)))
+
+            def job(cell: Cell) -> Job:
+                live.show(grid(cell))
+                return _cell_job(cell, prompts[cell.scenario.name], out, live)
+
+            say = _say(quiet)
+            whole = _run(sweep.sweep(left, job, lambda c: _launched(c, wait_s, say), ended))
+    finally:
+        found = sweep.result(asked.name, cells, summaries, failed, asked.baseline)
+        _print(shown.render(replace(_study([], []), sweep=found)))
+    if not whole or failed:
+        raise typer.Exit(1 if whole else 130)
+
+
+def _cell_summary(path: Path | None, reason: str) -> tuple[Summary | None, str]:
+    """The figures of a cell that ended, and why it counts as failed or ""."""
+    if reason != "completed" or path is None:
+        return None, reason
+    try:
+        found = _summary(path)
+    except UserError as fault:
+        return None, f"failed: {fault}"
+    done = any(phase.requests.completed for phase in found.phases)
+    return found, "" if done else "failed: no request completed"
+
+
+def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
+    from loadgen.measure import Attach, Job
+    from scenarios import prompts as sets
+
+    server = cell.server
+    attach = Attach(
+        engine=server.engine,
+        model=server.model,
+        tokenizer=server.tokenizer,
+        api=server.api,
+        metrics_url=server.metrics_url,
+        headers=_headers(None, None),
+        gpus=server.gpus,
+    )
+    return Job(
+        scenario=cell.scenario,
+        prompts=asked.prompts,
+        caveats=asked.caveats,
+        warmup=sets.warmup(),
+        engines=_engines(),
+        out=out,
+        say=lambda line: None,
+        watch=lambda plan: live.watch(plan, _clean(cell.name)),
+        attach=attach,
+        cell=cell,
+    )
 
 
 @app.command(short_help="Reports from run files; never talks to a server.")

@@ -29,13 +29,14 @@ import msgspec
 
 from loadgen import __version__, preflight
 from loadgen.errors import DraftloadError, UserError
-from loadgen.plan import by_category, make_plan
+from loadgen.plan import by_category, make_plan, remembering
 from loadgen.runner import Runner, Tokenize, fan_out
 from loadgen.store import Store, run_path
 from loadgen.tokens import prompts_digest
 from loadgen.types import (
     U32,
     Caveat,
+    Cell,
     ClientInfo,
     Engine,
     Observer,
@@ -46,7 +47,6 @@ from loadgen.types import (
     RunInfo,
     Scenario,
     ServerConfig,
-    SpecConfig,
 )
 from loadgen.written import masked, most_in_flight
 
@@ -75,7 +75,7 @@ class Attach:
 class Job:
     """What to measure, and where to write it. `watch` makes an observer that shows progress.
 
-    `caveats` are what is to be said of the prompts.
+    `caveats` are what is to be said of the prompts. `cell`: of a sweep, whose scenario this is.
     """
 
     scenario: Scenario
@@ -88,6 +88,7 @@ class Job:
     caveats: tuple[Caveat, ...] = ()
     attach: Attach = Attach()
     text: Literal["cut", "all", "none"] = "cut"
+    cell: Cell | None = None
 
 
 async def measure(
@@ -110,11 +111,13 @@ async def measure(
     if job.attach.probe:
         target = await preflight.probe(target, probe_ids)
     spec = config.spec if config is not None else None
-    remembers = spec is not None and _remembers(target.engine, spec)
-    plan = make_plan(scenario, prompts, warmup, remembers=remembers)
+    remembers = spec is not None and remembering(target.engine, spec)
+    repeat = job.cell.repeat if job.cell is not None else 0
+    plan = make_plan(scenario, prompts, warmup, remembers=remembers, first_repeat=repeat)
     alone = preflight.categories_apart(target)
     plan = by_category(plan) if alone else plan
-    info = run_info(scenario, target, plan, (*job.caveats, *alone, *_reminder(remembers, plan)))
+    said = (*job.caveats, *alone, *_reminder(remembers, plan))
+    info = run_info(scenario, target, plan, said, job.cell)
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
     with job.watch(plan) as view:
         observe = fan_out(store.append, (view,))
@@ -236,13 +239,6 @@ def interrupts(handler: Callable[[], object]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _remembers(engine: Engine, spec: SpecConfig) -> bool:
-    """The drafter learns across requests, of itself or by an option that shares its pool."""
-    nested = [value for value in spec.options.values() if isinstance(value, dict)]
-    shared = any(part.get(name) for part in (spec.options, *nested) for name in engine.pool_options)
-    return shared or engine.remembers(spec.method)
-
-
 def _reminder(remembers: bool, plan: Plan) -> tuple[Caveat, ...]:
     measured = sum(phase.measured for phase in plan.phases)
     if not remembers or measured < 2:
@@ -258,7 +254,11 @@ def _reminder(remembers: bool, plan: Plan) -> tuple[Caveat, ...]:
 
 
 def run_info(
-    scenario: Scenario, target: preflight.Target, plan: Plan, caveats: tuple[Caveat, ...] = ()
+    scenario: Scenario,
+    target: preflight.Target,
+    plan: Plan,
+    caveats: tuple[Caveat, ...] = (),
+    cell: Cell | None = None,
 ) -> RunInfo:
     """The first line of the run file: no path, no header, no address but the server's."""
     # A llama-server without an alias names its model by the file's path.
@@ -269,9 +269,11 @@ def run_info(
     if scenario.dataset.path is not None:
         data = msgspec.structs.replace(scenario.dataset, path=Path(scenario.dataset.path).name)
         scenario = msgspec.structs.replace(scenario, dataset=data)
+    method = spec.method if spec is not None else None if server.config is None else "none"
     return RunInfo(
         run_id=uuid.uuid4().hex[:12],
-        cell=spec.method if spec is not None else None if server.config is None else "none",
+        cell=cell.name if cell is not None else method,
+        cell_sha256=cell.sha256 if cell is not None else None,
         started_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         scenario=scenario,
         server=server,

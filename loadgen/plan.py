@@ -19,7 +19,18 @@ import msgspec
 
 from loadgen.arrivals import offsets
 from loadgen.errors import UserError
-from loadgen.types import ClosedLoop, Dialogue, Load, OpenLoop, Phase, Plan, Prompt, Scenario
+from loadgen.types import (
+    ClosedLoop,
+    Dialogue,
+    Engine,
+    Load,
+    OpenLoop,
+    Phase,
+    Plan,
+    Prompt,
+    Scenario,
+    SpecConfig,
+)
 from loadgen.written import explain, load_label
 
 DIALOGUES_PER_STREAM = 4
@@ -37,10 +48,12 @@ def make_plan(
     warmup: Sequence[Prompt] = (),
     *,
     remembers: bool = False,
+    first_repeat: int = 0,
 ) -> Plan:
     """The plan of a run. `warmup` () warms up on the measured prompts' ids reversed.
 
     `remembers`: the drafter learns across requests, so a prompt may not be sent twice in a phase.
+    `first_repeat`: which repeat this is of a measurement that goes over several runs.
     UserError: no prompts, a number out of bounds, or too few prompts for a drafter that remembers.
     """
     try:
@@ -67,10 +80,11 @@ def make_plan(
             "mixed. Expected each once; give --repeat to measure a load several times."
         )
     phases: list[Phase] = []
-    for repeat in range(scenario.repeats):
+    several = first_repeat + scenario.repeats > 1
+    for repeat in range(first_repeat, first_repeat + scenario.repeats):
         loads = scenario.loads if repeat % 2 == 0 else scenario.loads[::-1]
         for load in loads:
-            name = phase_name(load) + (f" r={repeat + 1}" if scenario.repeats > 1 else "")
+            name = phase_name(load) + (f" r={repeat + 1}" if several else "")
             if scenario.warmup_requests:
                 phases.append(_warmup(name, load, repeat, scenario, prompts, warmup))
             phases.append(_measured(name, load, repeat, scenario, prompts, remembers))
@@ -167,6 +181,13 @@ def _count(scenario: Scenario, load: Load, prompts: Sequence[Prompt]) -> int | N
     if stop.duration_s is not None and stop.requests is None:
         return None
     return stop.requests or max(len(prompts), DIALOGUES_PER_STREAM * load.concurrency)
+
+
+def remembering(engine: Engine, spec: SpecConfig) -> bool:
+    """The drafter learns across requests, of itself or by an option that shares its pool."""
+    nested = [value for value in spec.options.values() if isinstance(value, dict)]
+    shared = any(part.get(name) for part in (spec.options, *nested) for name in engine.pool_options)
+    return shared or engine.remembers(spec.method)
 
 
 def in_order(prompts: Sequence[Prompt], seed: int) -> Iterator[Dialogue]:

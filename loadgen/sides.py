@@ -9,7 +9,6 @@ are means over the repeats that have them. Must not: form a ratio of two sides, 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -83,8 +82,8 @@ def swept(runs: Sequence[Summary]) -> list[Sides]:
 
 
 def _place(info: RunInfo) -> str:
-    """A sweep's cell, whose name ends in its repeat; any other run is one of its own."""
-    return info.cell if info.cell and re.search(r" r=\d+\Z", info.cell) else info.run_id
+    """A sweep's cell by its name and what it measured; any other run is one of its own."""
+    return f"{info.cell} {info.cell_sha256}" if info.cell_sha256 else info.run_id
 
 
 def _work(info: RunInfo) -> tuple[str, str, str]:

@@ -20,13 +20,15 @@ import msgspec
 
 from loadgen import __version__
 from loadgen.errors import ServerError, UserError
-from loadgen.types import SCHEMA, Caveat, Record, RequestRecord, Run, RunInfo
+from loadgen.types import SCHEMA, Caveat, Record, RequestRecord, Run, RunEnd, RunInfo
 
 MAX_LINE_BYTES = 128 << 20
 """A longer line is neither written nor read: memory stays bounded. A record of 128k output tokens
 has 3 MB, a metrics page 16 MiB at most; only an endless stream's text comes near."""
 
 NAMED_LINES = 10
+TAIL_BYTES = 8192
+"""More than RunEnd's line has."""
 
 
 def _from_array(value: object) -> Any:
@@ -152,6 +154,24 @@ def read(path: Path) -> Run:
             "Read it with the draftload that wrote it, or a newer one."
         )
     return Run(info=info, records=_records(path, file, lines, info))
+
+
+def glance(path: Path) -> tuple[RunInfo, RunEnd | None] | None:
+    """First and last line, nothing between; None: no run file, or one of a newer schema."""
+    try:
+        with path.open("rb") as file:
+            info = _decoded(next(_lines(file), b""))
+            file.seek(-min(file.seek(0, os.SEEK_END), TAIL_BYTES), os.SEEK_END)
+            last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
+    except (OSError, *_UNREADABLE):
+        return None
+    if not isinstance(info, RunInfo) or info.schema > SCHEMA:
+        return None
+    try:
+        end = _decoded(last)
+    except _UNREADABLE:
+        end = None
+    return info, end if isinstance(end, RunEnd) else None
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

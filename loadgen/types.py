@@ -612,7 +612,7 @@ class ClientInfo(Noun, frozen=True, kw_only=True):
 
 
 class RunInfo(Noun, frozen=True, kw_only=True, tag="run", tag_field="type"):
-    """The first line of a run file."""
+    """The first line of a run file. `cell_sha256`: Cell.sha256 of a sweep's cell."""
 
     run_id: str
     started_at: str
@@ -622,6 +622,7 @@ class RunInfo(Noun, frozen=True, kw_only=True, tag="run", tag_field="type"):
     prompts_sha256: str
     schema: int = SCHEMA
     cell: str | None = None
+    cell_sha256: str | None = None
     caveats: tuple[Caveat, ...] = ()
 
 
@@ -955,6 +956,7 @@ class Study:
     comparison: Comparison | None = None
     advice: tuple[Advice, ...] = ()
     capacity: Capacity | None = None
+    sweep: SweepResult | None = None
     width: int = 100
     color: bool = False
     break_even: BreakEven | None = None
@@ -1210,3 +1212,100 @@ class Capacity(Noun, frozen=True, kw_only=True):
     mix: dict[str, float] | None = None
     gpu_price_per_h: float | None = None
     caveats: tuple[Caveat, ...] = ()
+
+
+# ── sweeps ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepServer:
+    """A server of a matrix: launched from `config`, or attached to at `url`.
+
+    `fresh`: its drafter learns from earlier requests, so every cell gets a server just started.
+    The other fields are the flags of `draftload run` of that name.
+    """
+
+    name: str
+    url: str | None = None
+    config: ServerConfig | None = None
+    fresh: bool = False
+    engine: str | None = None
+    model: str | None = None
+    tokenizer: str | None = None
+    api: Literal["completions", "chat"] = "completions"
+    metrics_url: str | None = None
+    gpus: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """What to sweep over. `baseline` names the server that the others are held against, if any."""
+
+    name: str
+    servers: tuple[SweepServer, ...]
+    scenarios: tuple[Scenario, ...]
+    repeats: int
+    baseline: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One server × scenario × load × repeat of a matrix: one run file.
+
+    `scenario` holds the one load. `repeat` counts from 0, `name` says it from 1. `sha256` is of all
+    that decides what is measured, the repeat and what is secret left out.
+    """
+
+    name: str
+    server: SweepServer
+    scenario: Scenario
+    repeat: int
+    sha256: str
+
+    @property
+    def load(self) -> Load:
+        """The one load."""
+        return self.scenario.loads[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverRepeats:
+    """A figure over `n` repeats; all None where no repeat has it."""
+
+    n: int = 0
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow:
+    """A server × scenario × load over its repeats: `measured` of `cells`, `failed` says why not.
+
+    `notes`: why a figure is missing, or may mislead. Throughput is the steady one.
+    """
+
+    server: str
+    scenario: str
+    load: Load
+    cells: int
+    measured: int
+    failed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    output_tokens_per_s: OverRepeats = OverRepeats()
+    user_tokens_per_s: OverRepeats = OverRepeats()
+    ttft_p95_s: OverRepeats = OverRepeats()
+    acceptance_length: OverRepeats = OverRepeats()
+    speedup_user: OverRepeats = OverRepeats()
+    speedup_throughput: OverRepeats = OverRepeats()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A sweep as far as it has come. `differences`: server → what else is not the baseline's."""
+
+    name: str
+    rows: tuple[SweepRow, ...]
+    baseline: str | None
+    differences: Mapping[str, tuple[str, ...]]
+    simulated: bool = False

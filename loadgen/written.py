@@ -25,20 +25,77 @@ MAX_FILE_BYTES = 1 << 20
 
 def read_toml(path: Path, kind: type[T]) -> T:
     """The file as one `kind`. UserError: unreadable, not TOML, or not of that shape."""
+    return parse_toml(read_text(path), path, kind)
+
+
+def read_text(path: Path) -> str:
+    """A small TOML file's text. UserError: unreadable, too large, or no text."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_FILE_BYTES + 1)  # not by its size: a device has none
         if len(text) > MAX_FILE_BYTES:
             raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB; expected a small TOML file.")
-        raw = tomllib.loads(text.decode())
+        return text.decode()
     except OSError as fault:
         raise UserError(f"cannot read {path}: {fault.strerror}. Expected a TOML file.") from None
+    except ValueError as fault:
+        raise UserError(f"{path} is not valid TOML: {fault}.") from None
+
+
+def parse_toml(text: str, path: Path, kind: type[T]) -> T:
+    """TOML as one `kind`. UserError, naming file and line: not TOML, or not of that shape."""
+    try:
+        raw = tomllib.loads(text)
     except (ValueError, RecursionError) as fault:
         raise UserError(f"{path} is not valid TOML: {fault}.") from None
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as fault:
-        raise UserError(f"{path}: {explain(str(fault), kind)}") from None
+        line = line_of(text, *_place(str(fault)))
+        raise UserError(f"{path}, line {line}: {explain(str(fault), kind)}") from None
+
+
+def _place(fault: str) -> tuple[str, str]:
+    """Table and key in msgspec's message: ("servers[1].config", "modl")."""
+    at = re.search(r"at `\$\.?([^`]*)`", fault)
+    key = re.search(r"unknown field `([^`]*)`", fault)
+    return at[1] if at else "", key[1] if key else ""
+
+
+def line_of(text: str, place: str, key: str = "") -> int:
+    """The line, from 1, of `key` in the table at `place` ("servers[1].config") of a TOML text.
+
+    As near as heads of tables and `key =` tell, since tomllib keeps no lines; 1 where nothing does.
+    """
+    wanted = place.split(".") if place else []
+    current: list[str] = []
+    seen: dict[str, int] = {}
+    best, found = (0, -1), 1
+    for number, line in enumerate(text.splitlines(), 1):
+        head = re.match(r"\s*\[(\[?)\s*([^\[\]=]+?)\s*\]", line)
+        if head is not None:
+            parts = [part.strip(" \"'") for part in head[2].split(".")]
+            if head[1]:
+                seen[head[2]] = seen.get(head[2], -1) + 1
+            current = []
+            for end, part in enumerate(parts, 1):
+                index = seen.get(".".join(parts[:end]))
+                current.append(part if index is None else f"{part}[{index}]")
+        if current != wanted[: len(current)]:
+            continue
+        rest = [part.partition("[")[0] for part in [*wanted[len(current) :], key] if part]
+        deepest = -1
+        if head is None:
+            words = enumerate(rest)
+            deepest = max((i for i, word in words if _sets(line, word)), default=-1)
+        score = (len(current), deepest)
+        if score > best:
+            best, found = score, number
+    return found
+
+
+def _sets(line: str, key: str) -> bool:
+    return re.search(rf"(^|[\s{{,.\"']){re.escape(key)}[\"']?\s*=", line) is not None
 
 
 def decode_row(line: bytes, decoder: msgspec.json.Decoder[T], place: str) -> T:

@@ -7,13 +7,17 @@ Sums are kept by hand, redraws are at most four a second. Must not: touch a reco
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live as Display
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from loadgen.types import ClientSample, Completed, Plan, Record, RequestRecord
+from loadgen.types import ClientSample, Completed, Observer, Plan, Record, RequestRecord
 
 PLAIN_EVERY_S = 10.0
 
@@ -104,3 +108,67 @@ class Live:
             self._said_s = sample.at_s
             done = self._count(sample.phase) if sample.phase in self._dialogues else "0"
             print(f"{self._label}  {sample.phase}: {done} dialogues, {text}", file=sys.stderr)
+
+
+class SweepLive:
+    """A sweep's table that fills in, and a line on the cell under way. Use as a context manager.
+
+    Redrawn when a cell ends and with each ClientSample, never by a clock of its own. Without a
+    terminal `ended` prints a line a cell, and a cell is shown by `Live`.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False)
+        self._drawn = self._console.is_terminal and not quiet
+        self._display = Display(console=self._console, auto_refresh=False, transient=True)
+        self._table: Sequence[Text] = ()
+
+    @property
+    def width(self) -> int:
+        """Cells that a line may take."""
+        return self._console.width
+
+    def __enter__(self) -> Self:
+        if self._drawn:
+            self._display.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._drawn:
+            self._display.stop()
+
+    def show(self, table: Sequence[Text], line: str = "", status: str = "") -> None:
+        """The table as it is now; `line` is what stands for it where nothing is drawn."""
+        self._table = table
+        if self._drawn:
+            self._draw(status)
+        elif line and not self._quiet:
+            print(line, file=sys.stderr)
+
+    @contextmanager
+    def watch(self, plan: Plan, label: str) -> Iterator[Observer]:
+        """An observer of one cell."""
+        if not self._drawn:
+            with Live(plan, label, quiet=self._quiet) as view:
+                yield view
+            return
+        dialogues: dict[str, int] = {}
+
+        def see(record: Record) -> None:
+            if isinstance(record, RequestRecord):
+                dialogues[record.phase] = dialogues.get(record.phase, 0) + (record.turn == 0)
+            elif isinstance(record, ClientSample):
+                done = dialogues.get(record.phase, 0)
+                at = f"{record.in_flight}/{record.target} in flight"
+                self._draw(f"{label}  {record.phase}: {done:,} dialogues, {at}")
+
+        yield see
+
+    def _draw(self, status: str) -> None:
+        self._display.update(Group(*self._table, Text(status, style="dim")), refresh=True)

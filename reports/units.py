@@ -63,6 +63,15 @@ def duration(seconds: float | None) -> str:
     return f"{figure(seconds)} s" if rounded >= 1 else f"{figure(seconds * 1e6)} µs"
 
 
+def roughly(seconds: float) -> str:
+    """A time to wait, as people say it: 45 → '45 s', 560 → '9 min', 5000 → '1 h 23 min'."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{max(round(seconds), 1)} s"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if hours else f"{minutes} min"
+
+
 def milliseconds(seconds: float | None) -> str:
     """Seconds as a bare number of milliseconds, for a column headed ms: 1.25 → '1,250'."""
     return figure(None if seconds is None else seconds * 1e3)

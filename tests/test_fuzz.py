@@ -27,7 +27,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from loadgen import __version__
+from loadgen import __version__, matrix
 from loadgen.breakeven import break_even
 from loadgen.cli import _changed, _engines
 from loadgen.compare import compare
@@ -158,6 +158,7 @@ def finite(value: Any) -> bool:
 
 # ── what users write ─────────────────────────────────────────────────────────────────────────────
 
+MATRIX = (ROOT / "servers/configs/matrices/simulator-70b.toml").read_bytes()
 SCENARIO = b"""\
 name = "x"
 description = "d"
@@ -228,6 +229,21 @@ def test_a_server_config_is_a_command_or_refused(
     assert all(isinstance(word, str) for word in argv)
     assert argv[len(argv) - len(config.extra_args) :] == list(config.extra_args) or not argv
     assert msgspec.json.decode(msgspec.json.encode(config), type=ServerConfig).model == config.model
+
+
+@FUZZ
+@given(changes=edits)
+def test_a_matrix_is_named_cells_or_refused(tmp_path: Path, changes: list[Edit]) -> None:
+    path = tmp_path / "m.toml"
+    path.write_bytes(mutated(MATRIX, changes))
+    try:
+        found = matrix.read(path, sets.scenario, ENGINES, repeats=1)
+    except UserError:
+        return
+    names = [s.name for s in found.servers]
+    assert len(set(names)) == len(names)
+    assert found.baseline is None or found.baseline in names
+    assert all(scenario.loads for scenario in found.scenarios)
 
 
 def known_options(engine: Engine, method: str) -> list[str]:

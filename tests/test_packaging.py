@@ -23,7 +23,10 @@ from loadgen import __version__
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"loadgen", "servers", "scenarios", "reports"}
 DIST_INFO = f"draftload-{__version__}.dist-info"
-DATA = ("scenarios/*.toml", "scenarios/data/*.jsonl", "servers/configs/*.toml")
+DATA = (
+    "scenarios/*.toml", "scenarios/data/*.jsonl", "servers/configs/*.toml",
+    "servers/configs/matrices/*.toml",
+)  # fmt: skip
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 

@@ -44,6 +44,11 @@ def test_loads_are_reversed_on_odd_repeats() -> None:
     assert [p.name for p in plan.phases] == ["c=1 r=1", "c=8 r=1", "c=8 r=2", "c=1 r=2"]
 
 
+def test_a_run_may_be_a_later_repeat_of_a_measurement() -> None:
+    plan = make_plan(scenario(1, 8), prompts(4), first_repeat=1)
+    assert [(p.name, p.repeat) for p in plan.phases] == [("c=8 r=2", 1), ("c=1 r=2", 1)]
+
+
 def test_every_phase_asks_the_same_in_the_same_order() -> None:
     plan = make_plan(scenario(1, 2), prompts(20))
     assert dialogues(plan.phases[0]) == dialogues(plan.phases[1])

@@ -104,12 +104,19 @@ def test_of_a_sweep_the_base_is_what_does_not_speculate() -> None:
 
 def test_of_a_cell_measured_twice_the_newest_counts() -> None:
     def cell(method: str | None, run_id: str, minute: int) -> Summary:
-        return run(change(info(method, run_id, minute), cell=f"{method} smoke c=8 r=1"))
+        return run(
+            change(info(method, run_id, minute), cell=f"{method} smoke c=8 r=1", cell_sha256="x")
+        )
 
     cells = [cell("ngram", "new", 5), cell(None, "base", 1), cell("ngram", "old", 2)]
     assert ids(swept(cells)) == [("base", "new")]
     runs = [
-        run(change(r.info, cell="ngram" if r.info.server.state == "on" else "none")) for r in cells
+        run(
+            change(
+                r.info, cell="ngram" if r.info.server.state == "on" else "none", cell_sha256=None
+            )
+        )
+        for r in cells
     ]
     assert ids(swept(runs)) == [("base", "old new")], "runs of one server by hand are repeats"
 

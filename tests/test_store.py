@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loadgen import __version__
 from loadgen.errors import ServerError, UserError
-from loadgen.store import Store, read, run_path
+from loadgen.store import Store, glance, read, run_path
 from loadgen.types import (
     Broke,
     Cancelled,
@@ -264,3 +264,19 @@ def test_a_folder_that_cannot_be_written(
     monkeypatch.setattr(os, "open", refuses)
     with pytest.raises(UserError, match=f"{os.strerror(fault)}. Give a folder"):
         Store(tmp_path / "run.jsonl", run_info())
+
+
+def test_a_glance_gives_the_first_and_the_last_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.jsonl", *RECORDS)
+    assert glance(path) == (run_info(), RunEnd(at_s=2.0, reason="completed"))
+    path.write_bytes(path.read_bytes()[:-5])
+    assert glance(path) == (run_info(), None)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b'{"type":"end","at_s":1,"reason":"x"}\n', b"\xff"]
+)
+def test_a_glance_at_what_is_no_run_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content)
+    assert glance(tmp_path / "x.jsonl") is None
+    assert glance(tmp_path / "none.jsonl") is None

@@ -31,7 +31,7 @@ from loadgen.acceptance import (
     chunks_disproved,
 )
 from loadgen.errors import UserError
-from loadgen.measure import _remembers
+from loadgen.plan import remembering
 from loadgen.protocol import Tally
 from loadgen.scrape import Scraper, parse_page
 from loadgen.summarize import counter_growth
@@ -272,7 +272,7 @@ def test_a_running_limit_must_be_given() -> None:
     ],
 )
 def test_a_drafter_remembers_where_its_pool_is_shared(asked: SpecConfig, remembers: bool) -> None:
-    assert _remembers(ENGINE, asked) is remembers
+    assert remembering(ENGINE, asked) is remembers
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

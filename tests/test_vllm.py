@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loadgen.errors import UserError
-from loadgen.measure import _remembers
+from loadgen.plan import remembering
 from loadgen.types import (
     Dialogue,
     Message,
@@ -298,7 +298,7 @@ def test_suffix_learns_across_requests_where_answers_are_cached(
     cached: int | None, remembers: bool
 ) -> None:
     options = {} if cached is None else {"suffix_decoding_max_cached_requests": cached}
-    assert _remembers(vllm.ENGINE, SpecConfig(method="suffix", options=options)) is remembers
+    assert remembering(vllm.ENGINE, SpecConfig(method="suffix", options=options)) is remembers
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("vllm-*.toml")), ids=lambda p: p.stem)
