@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from loadgen.types import (
     ClosedLoop,
     Dataset,
     Engine,
+    Recipe,
     Sampling,
     Scenario,
     ServerConfig,
@@ -92,6 +94,9 @@ Concurrency = Annotated[
 ]
 MaxOutputTokens = Annotated[
     int | None, typer.Option("--max-output-tokens", help="Output limit a request.")
+]
+Isl = Annotated[
+    str | None, typer.Option("--isl", help="Prompt length of synthetic sets: 1k, 8k, 32k.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for run files.")]
 FormatName = Annotated[str, typer.Option("--format", help="table or json.")]
@@ -219,6 +224,7 @@ def run(
         list[str] | None, typer.Option("--category", help="Only this category, repeatable.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Prompts a category.")] = None,
+    isl: Isl = None,
     concurrency: Concurrency = None,
     requests: Annotated[
         int | None,
@@ -296,6 +302,7 @@ def run(
         dataset=dataset,
         categories=tuple(category or ()),
         limit=limit,
+        isl=isl,
     )
     attach = Attach(
         engine=engine,
@@ -470,7 +477,8 @@ def scenarios() -> None:
 
     for name in sets.names():
         scenario = sets.scenario(name)
-        count = len(sets.read(scenario.dataset))
+        recipe = _recipe(scenario.dataset)
+        count = recipe.count if recipe is not None else len(sets.read(scenario.dataset))
         loads = ",".join(str(load.concurrency) for load in scenario.loads)
         print(f"{name:<14}{scenario.description}")
         print(
@@ -485,9 +493,11 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
     from reports.live import Live
     from scenarios import prompts as sets
 
+    recipe = _recipe(scenario.dataset)
     return Job(
         scenario=scenario,
-        prompts=sets.read(scenario.dataset),
+        prompts=sets.read(scenario.dataset) if recipe is None else (),
+        recipe=recipe,
         warmup=sets.warmup(),
         engines=_engines(),
         out=out,
@@ -495,6 +505,56 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
         watch=lambda plan: Live(plan, label, quiet=quiet),
         **options,
     )
+
+
+def _recipe(dataset: Dataset) -> Recipe | None:
+    """What makes the prompts, where no file holds them."""
+    if dataset.kind == "throughput":
+        from scenarios import throughput
+
+        return throughput.recipe(dataset)
+    if dataset.kind == "random":
+        from scenarios import random_control
+
+        return random_control.recipe(dataset)
+    return None
+
+
+datasets = typer.Typer(no_args_is_help=True, help="Prompt sets: look at them before you use them.")
+app.add_typer(datasets, name="datasets", short_help="Look at prompt sets.")
+
+
+@datasets.command(short_help="Samples of a set, decoded, for a person to judge.")
+def show(
+    name: Annotated[str, typer.Argument(help="throughput or random_control.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="Tokenizer folder or id.")],
+    isl: Isl = "1k",
+    category: Annotated[list[str] | None, typer.Option("--category")] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Samples in all.")] = 9,
+    chars: Annotated[int, typer.Option("--chars", help="Of the head and of the tail.")] = 700,
+) -> None:
+    """Samples of a synthetic set at a length, decoded: their heads and tails.
+
+    Example: draftload datasets show throughput --isl 1k --tokenizer FOLDER
+    """
+    from loadgen.tokens import local_decoder, local_tokenizer
+    from loadgen.types import Message
+    from scenarios import prompts as sets
+
+    scenario = _changed(sets.scenario(name), isl=isl, limit=limit, categories=tuple(category or ()))
+    recipe = _recipe(scenario.dataset)
+    if recipe is None:
+        raise UserError(f"{name} is not made for a tokenizer; expected throughput, random_control.")
+    render, decode = local_tokenizer(tokenizer), local_decoder(tokenizer)
+    rows = [render((Message(role="user", content=text),)) for text in recipe.texts]
+    prompts, note = recipe.build(rows)
+    for prompt in prompts:
+        ids = prompt.prompt_token_ids or ()
+        text = _clean(decode(prompt.prompt_token_ids or array("I")))
+        print(f"── {prompt.prompt_id} {prompt.subcategory or ''} · {len(ids):,} tokens")
+        cut = len(text) > 2 * chars
+        print(f"{text[:chars]}\n        ⋮\n{text[-chars:]}\n" if cut else f"{text}\n")
+    print(note)
 
 
 # ── servers and the loop ─────────────────────────────────────────────────────────────────────────
@@ -675,6 +735,7 @@ def _changed(
     dataset: Path | None = None,
     categories: tuple[str, ...] = (),
     limit: int | None = None,
+    isl: str | None = None,
 ) -> Scenario:
     """The scenario with what the flags say. UserError: a value that makes no sense."""
     for flag, number in (
@@ -697,10 +758,17 @@ def _changed(
     data = scenario.dataset
     if dataset is not None:
         data = Dataset(kind="jsonl", path=str(dataset), seed=data.seed)
+    if isl is not None and data.kind not in ("throughput", "random"):
+        raise UserError(
+            f"--isl {isl}: the prompts of scenario {scenario.name} have lengths of their own. "
+            "Expected --scenario throughput or random_control with it."
+        )
     return put(
         scenario,
         **kept(
-            dataset=put(data, **kept(categories=categories or None, limit=limit)),
+            dataset=put(
+                data, **kept(categories=categories or None, limit=limit, isl_tokens=_length(isl))
+            ),
             loads=_loads(concurrency),
             stop=put(
                 scenario.stop,
@@ -731,6 +799,16 @@ def _loads(text: str | None) -> tuple[ClosedLoop, ...] | None:
     if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
         raise UserError(f"-c {text} is no load. Expected whole numbers from 1, such as -c 1,8,64.")
     return tuple(ClosedLoop(concurrency=number) for number in dict.fromkeys(map(int, words)))
+
+
+def _length(text: str | None) -> int | None:
+    """`1k`, `1000` → tokens: 1k is 1,000."""
+    if text is None:
+        return None
+    number = text.lower().removesuffix("k")
+    if not number.isdecimal() or not 0 < int(number) <= 10**7:
+        raise UserError(f"--isl {text} is no length. Expected tokens, such as 1k, 8k, 32k or 1500.")
+    return int(number) * (1000 if number != text.lower() else 1)
 
 
 def _seconds(flag: str, text: str) -> float:

@@ -9,7 +9,7 @@ are microseconds. Missing is None, never an invented zero. Must not: import ours
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,7 +40,8 @@ class Written(
 class Dataset(Written, frozen=True, kw_only=True):
     """Where prompts come from. `limit` is per category; `isl_tokens` is for synthetic sets."""
 
-    kind: Literal["builtin", "jsonl"] = "builtin"
+    kind: Literal["builtin", "jsonl", "throughput", "random"] = "builtin"
+    isl_tokens: int | None = None
     path: str | None = None
     categories: tuple[str, ...] = ()
     limit: int | None = None
@@ -97,7 +98,8 @@ class Prompt(Noun, frozen=True, kw_only=True):
     """One dialogue's opening, and what the user says after each answer.
 
     Exactly one of `messages` (then `later_turns`) or `prompt_token_ids` is the source of the text;
-    once templated, `prompt_token_ids` holds the first turn's ids as well.
+    once templated, `prompt_token_ids` holds the first turn's ids as well. `text` is what random ids
+    say, as far as the tokenizer can tell.
     """
 
     prompt_id: str
@@ -110,6 +112,20 @@ class Prompt(Noun, frozen=True, kw_only=True):
     prompt_token_ids: U32 | None = None
     max_output_tokens: int | None = None
     source: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Prompts of an exact length in tokens, which only the target's tokenizer can make.
+
+    `texts` are tokenized once, each as a user's only message, template and all; build() takes their
+    ids in the same order and gives `count` prompts and a sentence on them for a person.
+    """
+
+    count: int
+    texts: tuple[str, ...]
+    build: Callable[[Sequence[U32]], tuple[tuple[Prompt, ...], str]]
 
 
 class Dialogue(Noun, frozen=True, kw_only=True):
