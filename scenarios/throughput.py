@@ -34,8 +34,9 @@ CHARS_A_TOKEN = 8
 DOCUMENTS = 6
 """A prompt holds about so many documents at four characters a token."""
 SHORTEST_CUT = 32
-"""Tokens that a cut document keeps and loses at least: a title is nothing to go on from, and a
-missing end tag no cut."""
+"""Tokens that a cut document keeps at least: a title alone is nothing to go on from."""
+END_TAG = 12
+"""Tokens that it loses at least: an end tag alone is no cut."""
 SHORTEST = 200
 """Characters of a document at least."""
 
@@ -384,18 +385,30 @@ def _spliced(draft: _Draft, bodies: Sequence[U32], room: int) -> tuple[U32, list
             f"prompt {draft.prompt_id} does not fit its length: instruction, template and one "
             f"whole document leave {room} tokens. Expected a longer --isl, such as 1k."
         )
-    whole: list[int] = []
-    for document in others:
-        size = len(bodies[document])
-        if room <= size - SHORTEST_CUT:
+    # Where every document left is about as long as what is to be filled, another order helps.
+    for turn in range(len(others)):
+        filled = _filled([*others[turn:], *others[:turn]], bodies, room)
+        if filled is not None:
+            whole, last, left = filled
             whole.insert(round(draft.place * len(whole)), named)
-            cut = bodies[document][:room]
             middle = array("I", [token for d in whole for token in bodies[d]])
-            return opening + middle + cut + closing, [*whole, document]
+            return opening + middle + bodies[last][:left] + closing, [*whole, last]
+    raise UserError(
+        f"prompt {draft.prompt_id}: this tokenizer packs so many characters into a token that "
+        f"{CHARS_A_TOKEN} a token do not fill {room:,} tokens. Expected a shorter --isl."
+    )
+
+
+def _filled(
+    documents: Sequence[int], bodies: Sequence[U32], room: int
+) -> tuple[list[int], int, int] | None:
+    """Whole documents, the one to be cut and to how many ids; None where they do not fit so."""
+    whole: list[int] = []
+    for document in documents:
+        size = len(bodies[document])
+        if room <= size - END_TAG:
+            return whole, document, room
         if room >= size + SHORTEST_CUT:
             whole.append(document)
             room -= size
-    raise UserError(
-        f"prompt {draft.prompt_id}: this tokenizer packs over {CHARS_A_TOKEN} characters into a "
-        f"token, so {room} tokens are left to fill. Expected a shorter --isl."
-    )
+    return None

@@ -154,7 +154,7 @@ def test_a_tokenizer_that_packs_too_much_into_a_token_is_refused() -> None:
     data = Dataset(kind="throughput", isl_tokens=1000, limit=3)
     recipe = throughput.recipe(data)
     rows = [ids_of(text)[:: CHARS_A_TOKEN + 1] for text in recipe.texts]
-    with pytest.raises(UserError, match="packs over 8 characters"):
+    with pytest.raises(UserError, match="packs so many characters"):
         recipe.build(rows)
 
 
