@@ -354,6 +354,8 @@ def compare(
 ) -> None:
     """Speedup, acceptance and output differences of runs against their baseline.
 
+    A run of random_control beside one of real text: by how much random input misstates it.
+
     Example: draftload compare runs/base.jsonl runs/eagle3.jsonl
     """
     _format(format_name)
@@ -642,6 +644,7 @@ def _report(paths: Sequence[Path], format_name: str) -> list[Summary]:
 
 def _compared(base: Path, spec: Sequence[Path], format_name: str, *, force: bool) -> list[Summary]:
     from loadgen.compare import compare as paired
+    from loadgen.misstatement import is_control
     from reports import as_json
     from reports import compare as as_compare
 
@@ -649,10 +652,29 @@ def _compared(base: Path, spec: Sequence[Path], format_name: str, *, force: bool
     summaries = [_summary(base)]
     for path in spec:
         summaries.append(_summary(path))
+        if is_control(summaries[0].info) != is_control(summaries[-1].info):
+            _misstated((base, path), (summaries[0], summaries[-1]), format_name, force=force)
+            continue
         study = _study([summaries[0], summaries[-1]], [base, path])
         found = paired(summaries[0], summaries[-1], force=force)
         _print(render(replace(study, comparison=found)))
     return summaries
+
+
+def _misstated(
+    paths: Sequence[Path], runs: Sequence[Summary], format_name: str, *, force: bool
+) -> None:
+    """A random control and real text, in either order."""
+    from loadgen.misstatement import is_control, misstatement
+    from reports import as_json
+    from reports import misstatement as as_text
+
+    (control, a), (real, b) = sorted(
+        zip(runs, paths, strict=True), key=lambda pair: not is_control(pair[0].info)
+    )
+    study = _study([control, real], [a, b])
+    render = {"table": as_text.render, "json": as_json.render}[format_name]
+    _print(render(replace(study, misstatement=misstatement(control, real, force=force))))
 
 
 def _study(summaries: Sequence[Summary], paths: Sequence[Path]) -> Study:

@@ -11,7 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, zip_longest
 
+import msgspec
+
 from loadgen.acceptance import State, acceptance, chunks_disproved, steps_of
+from loadgen.answers import answer_caveats, answer_figures
 from loadgen.checks import check_phase
 from loadgen.errors import UserError
 from loadgen.metrics import (
@@ -38,6 +41,7 @@ from loadgen.types import (
     PhaseData,
     PhaseRecord,
     PhaseSummary,
+    PromptRecord,
     RequestRecord,
     Run,
     RunEnd,
@@ -51,6 +55,14 @@ _STARTED = "process_start_time_seconds"
 _IDENTITY = re.compile(r'[{,](model_name|engine|dp_rank|tp_rank|pp_rank)="([^"]*)"')
 _COUNTED = ("drafts", "draft_tokens", "accepted_tokens", "generated_tokens", "requests", "steps")
 
+RANDOM = Caveat(
+    code="random-control",
+    message="Every prompt is random token ids: a control, and no figure of it is the server's.",
+    advice="Set it beside real text of the same length: draftload run --scenario throughput with "
+    "the same --isl, then draftload compare THIS REAL.",
+)
+"""What stands over every run on random input."""
+
 
 def summarize(run: Run, engine: Engine) -> Summary:
     """One run file's figures. UserError: it holds no measured request."""
@@ -58,7 +70,9 @@ def summarize(run: Run, engine: Engine) -> Summary:
     records: dict[str, list[RequestRecord]] = {}
     client: dict[str, list[ClientSample]] = {}
     snapshots: dict[str, list[Snapshot]] = {}
-    caveats = list(run.info.caveats)
+    texts: dict[str, str] = {}
+    control = run.info.scenario.dataset.kind == "random"
+    caveats = [*run.info.caveats, *([RANDOM] if control else [])]
     end: str | None = None
     for record in run.records:
         match record:
@@ -74,6 +88,8 @@ def summarize(run: Run, engine: Engine) -> Summary:
                 caveats.append(record)
             case RunEnd():
                 end = record.reason
+            case PromptRecord() if control:
+                texts[record.prompt_id] = record.text or ""
             case _:
                 pass
     summaries = []
@@ -94,7 +110,12 @@ def summarize(run: Run, engine: Engine) -> Summary:
             counters=growth,
             counters_missing=missing,
         )
-        summaries.append(_phase(data))
+        summary = _phase(data)
+        if control:
+            found = answer_figures(completed(requests), texts, engine, data.draft_depth)
+            summary = msgspec.structs.replace(summary, answers=found)
+            caveats += answer_caveats(found, name)
+        summaries.append(summary)
         caveats += check_phase(data)
     if not summaries:
         raise UserError(

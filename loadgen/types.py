@@ -701,6 +701,29 @@ class Throughput(Noun, frozen=True, kw_only=True):
     why_not_steady: str = ""
 
 
+class AnswerShare(Noun, frozen=True, kw_only=True):
+    """Answers under one label, their share 0…1 with its interval, and their pooled AL."""
+
+    label: str
+    count: int
+    interval: Interval | None = None
+    acceptance_length: float | None = None
+
+
+class AnswerFigures(Noun, frozen=True, kw_only=True):
+    """What a phase's answers to random input were. `shares` add up to `answers`.
+
+    `prompts_known` False: the prompts' text is not known, so echo and latched could not be told.
+    `clustered` are answers that begin like another; `bimodality` is of the requests' AL.
+    """
+
+    answers: int
+    prompts_known: bool
+    shares: tuple[AnswerShare, ...]
+    clustered: AnswerShare
+    bimodality: float | None = None
+
+
 class PhaseSummary(Noun, frozen=True, kw_only=True):
     """One load and repeat. `distributions` by METRICS name; `acceptance` best source first."""
 
@@ -720,6 +743,7 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
     repeated_prompts: float = 0.0
     chunk_is_step: bool | None = None
     dialogues: tuple[DialogueFigures, ...] = ()
+    answers: AnswerFigures | None = None
 
 
 class Summary(Noun, frozen=True, kw_only=True):
@@ -773,6 +797,40 @@ class Comparison(Noun, frozen=True, kw_only=True):
     caveats: tuple[Caveat, ...] = ()
 
 
+class Factor(Noun, frozen=True, kw_only=True):
+    """One cause of a ratio, as a factor of it."""
+
+    name: str
+    ratio: float
+
+
+class Misstated(Noun, frozen=True, kw_only=True):
+    """One load on random and on real input, ratios random ÷ real.
+
+    `factors` multiply to `throughput.ratio`; () with `not_split` saying why.
+    """
+
+    load: Load
+    repeat: int
+    random: PhaseSummary
+    real: PhaseSummary
+    throughput: Speedup | None
+    basis: str
+    acceptance: Speedup | None
+    time_per_token: Speedup | None
+    factors: tuple[Factor, ...]
+    not_split: str = ""
+
+
+class Misstatement(Noun, frozen=True, kw_only=True):
+    """A random control against real text on the same server."""
+
+    random: RunInfo
+    real: RunInfo
+    loads: tuple[Misstated, ...]
+    differences: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """What a report renders: summaries with the paths they came from, and what was computed."""
@@ -780,5 +838,6 @@ class Study:
     summaries: tuple[Summary, ...]
     paths: tuple[str, ...] = ()
     comparison: Comparison | None = None
+    misstatement: Misstatement | None = None
     width: int = 100
     color: bool = False

@@ -17,6 +17,7 @@ from loadgen.types import (
     Comparison,
     Distribution,
     LoadComparison,
+    Misstatement,
     PhaseSummary,
     RunInfo,
     Speedup,
@@ -52,6 +53,8 @@ def render(study: Study) -> str:
     report: Json = {"schema": SCHEMA, **(runs[0] if len(runs) == 1 else {"runs": runs})}
     if study.comparison is not None:
         report["comparison"] = _comparison(study.comparison)
+    if study.misstatement is not None:
+        report["misstatement"] = _misstatement(study.misstatement)
     text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
     return text.translate(_C1) + "\n"
 
@@ -111,7 +114,8 @@ def _phase(phase: PhaseSummary) -> Json:
         "categories": [_category(category) for category in phase.categories],
     }
     further = {name: _all(d) for name, d in phase.distributions.items() if name not in fixed}
-    return fixed | further
+    said = {} if phase.answers is None else {"answers": _all(phase.answers)}
+    return fixed | said | further
 
 
 def _distribution(distribution: Distribution | None) -> Json | None:
@@ -161,6 +165,29 @@ def _comparison(comparison: Comparison) -> Json:
         "spec": comparison.spec.run_id,
         "differences": comparison.differences,
         "loads": [_load(load) for load in comparison.loads],
+    }
+
+
+def _misstatement(found: Misstatement) -> Json:
+    return {
+        "random": found.random.run_id,
+        "real": found.real.run_id,
+        "differences": found.differences,
+        "loads": [
+            {
+                "load": _all(load.load),
+                "repeat": load.repeat,
+                "random_phase": load.random.name,
+                "real_phase": load.real.name,
+                "throughput": _speedup(load.throughput),
+                "throughput_basis": load.basis or None,
+                "acceptance": _speedup(load.acceptance),
+                "time_per_token": _speedup(load.time_per_token),
+                "factors": {factor.name: factor.ratio for factor in load.factors},
+                "not_split": load.not_split or None,
+            }
+            for load in found.loads
+        ],
     }
 
 

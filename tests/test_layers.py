@@ -30,8 +30,8 @@ LAYERS: Mapping[str, frozenset[str]] = {
     "ground": _modules("loadgen", "errors types") | {"loadgen"},
     "pure": _modules(
         "loadgen",
-        "acceptance arrivals bounds capacity checks compare matrix metrics plan protocol stats"
-        " stepcost store summarize tokens written",
+        "acceptance answers arrivals bounds capacity checks compare matrix metrics misstatement"
+        " plan protocol stats stepcost store summarize tokens written",
     ),
     "edge": _modules("loadgen", "scrape transport"),
     "loops": _modules("loadgen", "measure monitor preflight runner sweep"),
