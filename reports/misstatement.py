@@ -94,7 +94,9 @@ def made_of(rows: Sequence[Misstated], width: int) -> Section:
     if split:
         columns = [
             Column("load", [page.load_label("", row.real) for row in split]),
-            Column("output", [units.ratio(r.throughput and r.throughput.ratio) for r in split]),
+            Column(
+                "output", [units.ratio(r.throughput.ratio if r.throughput else None) for r in split]
+            ),
             *(Column(name, [_factor(row, name) for row in split], 0, name) for name in names),
         ]
         section += wrapped("What the ratio of output is made of", width, style="bold")
