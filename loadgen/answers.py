@@ -1,10 +1,11 @@
-"""What a model made of random input: trivial answers, latched topics, echoes (reference §6.1–6.2).
+"""What a model made of random input: trivial answers, loops, echoes, latched topics.
 
 Random ids do not get average answers. Some are short replies that nothing was understood, which
 drafters predict well; some pick one word of the noise and write on about it, which they predict
-badly; some repeat the noise, which flatters n-gram drafters. Labels are by rule, on English text
-(others: latching, echo and clustering only); thresholds are those of the reference, checked on
-synthetic texts and not yet on many models. Must not: judge real answers, change a figure.
+badly; some repeat the noise or themselves, which flatters n-gram drafters, or end at once. Labels
+are by rule; "trivial" reads English alone. Thresholds are the reference's (§6.1–6.2), checked on
+synthetic texts; empty answers and loops are what SmolLM2-135M gave on llama.cpp b11549. Must not:
+judge real answers, change a figure.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from loadgen.acceptance import steps_of
 from loadgen.stats import wilson
 from loadgen.types import AnswerFigures, AnswerShare, Caveat, Engine, RequestRecord
 
-LABELS = ("trivial", "echo", "latched")
+LABELS = ("empty", "trivial", "loop", "echo", "latched")
 """In the order in which they are tried; an answer has one of them or none."""
 
 FAMILIES = tuple(
@@ -42,6 +43,7 @@ SHORT_TOKENS = 256
 FLUENT = (0.25, 0.65)
 ANCHORS_AMONG = 5
 ECHO_SHARE = 0.30
+LOOP_CHARS, LOOP_RUN, LOOP_FRESH = 200, 12, 0.25
 SHINGLE_WORDS = 40
 ALIKE = 0.3
 FLAG_SHARE = 0.10
@@ -85,8 +87,12 @@ def label(answer: Answer, depth: int | None = None) -> str | None:
     short = answer.finish_reason == "stop" and answer.tokens <= SHORT_TOKENS
     length = answer.acceptance_length
     easy = length is not None and depth is not None and length >= 1 + 0.75 * depth
+    if not answer.text.strip():
+        return "empty"
     if found >= 2 or (found and short and easy):
         return "trivial"
+    if looped(answer.text):
+        return "loop"
     if not answer.prompt:
         return None
     if echoed(answer.text, answer.prompt) >= ECHO_SHARE:
@@ -95,6 +101,12 @@ def label(answer: Answer, depth: int | None = None) -> str | None:
     if long and fluent(answer.text) and anchors(answer.text, answer.prompt):
         return "latched"
     return None
+
+
+def looped(text: str) -> bool:
+    """Over and over the same: of its runs of 12 characters at most a quarter are new."""
+    runs = [text[n : n + LOOP_RUN] for n in range(len(text) - LOOP_RUN + 1)]
+    return len(text) >= LOOP_CHARS and len(set(runs)) <= LOOP_FRESH * len(runs)
 
 
 def echoed(text: str, prompt: str) -> float:
@@ -161,7 +173,8 @@ def answer_figures(
 
     `texts`: prompt_id → what its ids say. Where steps are not known, no label has an AL.
     """
-    decoded = [_decoded(record, engine) for record in records if record.text]
+    told = [record for record in records if record.text is not None]
+    decoded = [_decoded(record, engine) for record in told]
     answers = [
         Answer(
             text=record.text or "",
@@ -170,12 +183,12 @@ def answer_figures(
             finish_reason=record.finish_reason,
             acceptance_length=None if pair is None else pair[0] / pair[1],
         )
-        for record, pair in zip((r for r in records if r.text), decoded, strict=True)
+        for record, pair in zip(told, decoded, strict=True)
     ]
     if not answers:
         return None
     known = all(a.prompt for a in answers)
-    names = LABELS if known else LABELS[:1]
+    names = LABELS if known else LABELS[:3]
     labels = [label(answer, depth) for answer in answers]
     lengths = [a.acceptance_length for a in answers if a.acceptance_length is not None]
     alike = clustered([a.text for a in answers])

@@ -167,7 +167,10 @@ def wilson(hits: int, n: int) -> Interval | None:
     z2 = 1.959964**2
     centre, spread = hits + z2 / 2, (z2 * (hits * (n - hits) / n + z2 / 4)) ** 0.5
     low, high = ((centre + side * spread) / (n + z2) for side in (-1, 1))
-    return Interval(low=max(low, 0.0), high=min(high, 1.0), kind="95 % Wilson")
+    share = hits / n  # rounding may not leave it outside at 0 and at 1
+    return Interval(
+        low=max(min(low, share), 0.0), high=min(max(high, share), 1.0), kind="95 % Wilson"
+    )
 
 
 def ratio(sums: Any) -> Any:

@@ -416,7 +416,7 @@ def answers_block(rows: Sequence[Row], width: int) -> Section:
         if a.bimodality is not None and a.bimodality > BIMODAL
     ]
     if not all(a.prompts_known for _, a in known):
-        notes.append("Echoes and latched answers are not known: the prompts' text is not.")
+        notes.append("How many are echoes or latched is not known: the prompts' text is not.")
     return [
         *wrapped("Answers to random input", width, style="bold"),
         *grid(columns, width),
