@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import openai
@@ -14,13 +15,14 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from loadgen.errors import UserError
-from loadgen.measure import Attach, Job, _without_folder, _without_paths, measure
+from loadgen.measure import Attach, Job, _without_folder, _without_paths, measure, prompt_records
 from loadgen.store import read
 from loadgen.summarize import summarize
 from loadgen.types import (
     ClosedLoop,
     Dataset,
     Message,
+    Prompt,
     PromptRecord,
     RequestRecord,
     Sampling,
@@ -31,6 +33,7 @@ from loadgen.types import (
 )
 from loadgen.written import masked
 from scenarios import prompts as sets
+from scenarios import random_control, throughput
 from servers import openai as generic
 from servers import simulator
 
@@ -62,6 +65,9 @@ def job(out: Path, scenario: Scenario = SCENARIO, **changes: Any) -> Job:
         "watch": lambda plan: contextlib.nullcontext(lambda record: None),
     }
     return Job(**(fields | changes))
+
+
+TEXTS: tuple[Literal["cut", "all", "none"], ...] = ("cut", "all", "none")
 
 
 async def run(url: str, out: Path, **changes: Any) -> tuple[Summary, list[RequestRecord]]:
@@ -171,6 +177,42 @@ async def test_texts_in_the_file(tmp_path: Path, text: str, kept: int | None) ->
     assert (None if prompt.text is None else len(prompt.text)) == kept
     answers = [r.text for r in read(path).records if isinstance(r, RequestRecord)]
     assert all((answer is None) == (text == "none") for answer in answers)
+
+
+@pytest.mark.parametrize("kind", ["throughput", "random"])
+async def test_prompts_of_an_exact_length_reach_the_server_so(tmp_path: Path, kind: Any) -> None:
+    """The server's own count of every prompt, template included."""
+    data = Dataset(kind=kind, isl_tokens=700, limit=12)
+    made = {"throughput": throughput.recipe, "random": random_control.recipe}[kind](data)
+    said: list[str] = []
+    scenario = msgspec.structs.replace(SCENARIO, dataset=data)
+    async with simulated() as url:
+        summary, records = await run(
+            url, tmp_path, scenario=scenario, prompts=(), recipe=made, say=said.append
+        )
+        chat = job(tmp_path, scenario, prompts=(), recipe=made, attach=Attach(api="chat"))
+        with pytest.raises(UserError, match="sends token ids"):
+            await measure(url, chat)
+    measured = [r for r in records if r.phase in ("c=1", "c=4")]
+    assert {r.isl_tokens for r in measured} == {700}
+    assert len({r.prompt_id for r in measured}) == 12
+    assert {r.isl_bucket for r in measured} == {"700"}
+    assert any("12 prompts of" in line for line in said)
+    control = kind == "random"
+    assert ("random-control" in {c.code for c in summary.caveats}) == control
+    for phase in summary.phases:
+        assert (phase.answers is not None) == control
+        if phase.answers is not None:
+            assert phase.answers.answers == sum(s.count for s in phase.answers.shares)
+            assert not phase.answers.prompts_known, "the simulator has no /detokenize"
+
+
+def test_the_text_of_random_ids_is_kept_whole_unless_no_text_is() -> None:
+    prompt = Prompt(
+        prompt_id="p", category="random", prompt_token_ids=array("I", [1]), text="x" * 5000
+    )
+    kept = {text: [r.text for r in prompt_records([prompt], text)] for text in TEXTS}
+    assert kept == {"cut": ["x" * 5000], "all": ["x" * 5000], "none": [None]}
 
 
 async def test_prompts_that_do_not_fit_stop_before_the_run(tmp_path: Path) -> None:
