@@ -33,6 +33,7 @@ from loadgen.types import (
 from reports import as_json, table
 from reports import misstatement as report
 from tests.records import SERVER, run_info
+from tests.test_as_json import SCHEMA, faults
 
 change = msgspec.structs.replace
 AROUND = "95 % bootstrap over dialogues"
@@ -292,6 +293,7 @@ def test_a_run_report_and_json_carry_the_answers() -> None:
         assert "two humps (bimodality 0.85)" in text
         assert "prompts' text is not" in text
     told = json.loads(as_json.render(made))
+    assert faults(told, SCHEMA) == []
     assert told["runs"][0]["phases"][0]["answers"]["shares"][0]["count"] == 3
     assert "answers" not in told["runs"][1]["phases"][0]
     (load,) = told["misstatement"]["loads"]
