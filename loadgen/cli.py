@@ -479,12 +479,12 @@ def scenarios() -> None:
 
     for name in sets.names():
         scenario = sets.scenario(name)
-        recipe = _recipe(scenario.dataset)
-        count = recipe.count if recipe is not None else len(sets.read(scenario.dataset))
+        maker = _maker(scenario.dataset)
+        count = len(sets.read(scenario.dataset)) if maker is None else maker.count(scenario.dataset)
         loads = ",".join(str(load.concurrency) for load in scenario.loads)
-        print(f"{name:<14}{scenario.description}")
+        print(f"{name:<16}{scenario.description}")
         print(
-            f"{'':<14}{count} prompts, -c {loads}, "
+            f"{'':<16}{count} prompts, -c {loads}, "
             f"≤ {scenario.sampling.max_output_tokens} tokens, T {scenario.sampling.temperature:g}"
         )
 
@@ -509,17 +509,16 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
     )
 
 
+def _maker(dataset: Dataset) -> Any:
+    """The module that makes the prompts, where no file holds them; else None."""
+    from scenarios import random_control, throughput
+
+    return {"throughput": throughput, "random": random_control}.get(dataset.kind)
+
+
 def _recipe(dataset: Dataset) -> Recipe | None:
-    """What makes the prompts, where no file holds them."""
-    if dataset.kind == "throughput":
-        from scenarios import throughput
-
-        return throughput.recipe(dataset)
-    if dataset.kind == "random":
-        from scenarios import random_control
-
-        return random_control.recipe(dataset)
-    return None
+    maker = _maker(dataset)
+    return None if maker is None else maker.recipe(dataset)
 
 
 datasets = typer.Typer(no_args_is_help=True, help="Prompt sets: look at them before you use them.")

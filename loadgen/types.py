@@ -120,10 +120,9 @@ class Recipe:
     """Prompts of an exact length in tokens, which only the target's tokenizer can make.
 
     `texts` are tokenized once, each as a user's only message, template and all; build() takes their
-    ids in the same order and gives `count` prompts and a sentence on them for a person.
+    ids in the same order and gives the prompts and a sentence on them for a person.
     """
 
-    count: int
     texts: tuple[str, ...]
     build: Callable[[Sequence[U32]], tuple[tuple[Prompt, ...], str]]
 

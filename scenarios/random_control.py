@@ -39,11 +39,16 @@ RECIPES: dict[str, tuple[Callable[[Sequence[int], int, random.Random], U32], boo
 """Category → how ids are drawn, and whether the chat template stands around them."""
 
 
+def count(dataset: Dataset) -> int:
+    """How many prompts recipe() makes: `limit`, or 64 a category."""
+    return dataset.limit or PER_RECIPE * len(chosen(dataset.categories, tuple(RECIPES)))
+
+
 def recipe(dataset: Dataset) -> Recipe:
-    """`limit` prompts of `isl_tokens`, template included, or 64 a recipe. UserError: none."""
+    """`count` prompts of `isl_tokens`, template included. UserError: nothing to make."""
     isl = length_of(dataset)
     categories = chosen(dataset.categories, tuple(RECIPES))
-    counts = share(dataset.limit or PER_RECIPE * len(categories), categories)
+    counts = share(count(dataset), categories)
 
     def build(rows: Sequence[U32]) -> tuple[tuple[Prompt, ...], str]:
         head, tail = common_ends(rows)
@@ -63,7 +68,7 @@ def recipe(dataset: Dataset) -> Recipe:
             "control, not a workload"
         )
 
-    return Recipe(count=sum(counts.values()), texts=built_in_texts(), build=build)
+    return Recipe(texts=built_in_texts(), build=build)
 
 
 def ordinary(rows: Sequence[U32], head: U32, tail: U32) -> list[int]:

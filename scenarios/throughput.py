@@ -277,11 +277,16 @@ def length_of(dataset: Dataset) -> int:
     return dataset.isl_tokens
 
 
+def count(dataset: Dataset) -> int:
+    """How many prompts recipe() makes: `limit`, or 512 a tier."""
+    return dataset.limit or PER_TIER * len(chosen(dataset.categories, TIERS))
+
+
 def recipe(dataset: Dataset) -> Recipe:
-    """The bucket of `isl_tokens`: `limit` prompts, or 512 a tier. UserError: nothing to make."""
+    """The bucket of `isl_tokens`, `count` prompts over the tiers. UserError: nothing to make."""
     isl = length_of(dataset)
     tiers = chosen(dataset.categories, TIERS)
-    counts = share(dataset.limit or PER_TIER * len(tiers), tiers)
+    counts = share(count(dataset), tiers)
     texts: dict[str, int] = {}
     drafts = [
         draft for tier in tiers for draft in _drafts(tier, isl, counts[tier], dataset.seed, texts)
@@ -290,7 +295,7 @@ def recipe(dataset: Dataset) -> Recipe:
     def build(ids: Sequence[U32]) -> tuple[tuple[Prompt, ...], str]:
         return _built(drafts, ids, isl)
 
-    return Recipe(count=len(drafts), texts=tuple(texts), build=build)
+    return Recipe(texts=tuple(texts), build=build)
 
 
 def _drafts(tier: str, isl: int, count: int, seed: int, texts: dict[str, int]) -> Iterator[_Draft]:

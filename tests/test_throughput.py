@@ -76,8 +76,9 @@ def test_every_prompt_has_its_length_to_the_token(isl: int, limit: int) -> None:
 
 
 def test_a_whole_bucket_is_512_a_tier() -> None:
-    recipe = throughput.recipe(Dataset(kind="throughput", isl_tokens=1000))
-    assert recipe.count == 3 * 512
+    data = Dataset(kind="throughput", isl_tokens=1000)
+    recipe = throughput.recipe(data)
+    assert throughput.count(data) == 3 * 512
     prompts, note = recipe.build([array("I", [1, *text[::4].encode(), 2]) for text in recipe.texts])
     assert len({p.prompt_id for p in prompts}) == 3 * 512
     assert "1,536 prompts of exactly 1,000 tokens" in note
