@@ -106,6 +106,13 @@ StartTimeout = Annotated[
 ]
 
 
+Embedder = Annotated[
+    str,
+    typer.Option(
+        "--embedder", help="lexical, local (extra [embed]) or the URL of an embeddings server."
+    ),
+]
+
 # ── commands ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -140,7 +147,7 @@ def demo(
 
     The first run fetches a 135M model (93 MB) and says so.
 
-    Examples: draftload demo · draftload demo --quick · draftload demo --simulated -c 1,64,512
+    Examples: draftload demo · draftload demo --quick · draftload demo --simulated -c 1,32,512
     """
     from loadgen.measure import measure
     from scenarios import prompts as sets
@@ -150,10 +157,12 @@ def demo(
     if quick:
         scenario = msgspec.structs.replace(
             scenario,
-            dataset=Dataset(limit=1),
+            dataset=Dataset(limit=11),
             loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
             sampling=Sampling(max_output_tokens=32),
         )
+    if simulated and not quick and max_output_tokens is None:
+        max_output_tokens = 96  # below, a full batch spends its time on prefills
     scenario = _changed(scenario, concurrency=concurrency, max_output_tokens=max_output_tokens)
     slots = max(load.concurrency for load in scenario.loads)
     configs = _demo_servers(simulated, slots, model_file, _say(quiet))
@@ -185,7 +194,7 @@ def _demo_servers(
     if simulated:
         common: dict[str, Any] = {
             "engine": "simulated",
-            "model": "simulated-8b",
+            "model": "simulated-70b",
             "max_running": max(slots, 1),
         }
         return ServerConfig(**common), ServerConfig(
@@ -218,12 +227,18 @@ def run(
         str, typer.Option("--scenario", help="Name or TOML file; see `draftload scenarios`.")
     ] = "qualitative",
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", help="JSONL of your own prompts; - is stdin.")
+        Path | None,
+        typer.Option("--dataset", help="Prompts of your own: JSONL, JSON, parquet; - is stdin."),
     ] = None,
     category: Annotated[
         list[str] | None, typer.Option("--category", help="Only this category, repeatable.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Prompts a category.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Prompts in all, of every category in turn.")
+    ] = None,
+    skip_placeholders: Annotated[
+        bool, typer.Option("--skip-placeholders", help="Leave out SPEED-Bench rows without text.")
+    ] = False,
     isl: Isl = None,
     concurrency: Concurrency = None,
     requests: Annotated[
@@ -302,6 +317,7 @@ def run(
         dataset=dataset,
         categories=tuple(category or ()),
         limit=limit,
+        skip_placeholders=skip_placeholders,
         isl=isl,
     )
     attach = Attach(
@@ -480,7 +496,11 @@ def scenarios() -> None:
     for name in sets.names():
         scenario = sets.scenario(name)
         maker = _maker(scenario.dataset)
-        count = len(sets.read(scenario.dataset)) if maker is None else maker.count(scenario.dataset)
+        count = (
+            len(sets.read(scenario.dataset).prompts)
+            if maker is None
+            else maker.count(scenario.dataset)
+        )
         loads = ",".join(str(load.concurrency) for load in scenario.loads)
         print(f"{name:<16}{scenario.description}")
         print(
@@ -489,40 +509,90 @@ def scenarios() -> None:
         )
 
 
-def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any) -> Any:
-    """A measure.Job over the scenario's prompts, shown live."""
-    from loadgen.measure import Job
-    from reports.live import Live
-    from scenarios import prompts as sets
+# ── datasets ─────────────────────────────────────────────────────────────────────────────────────
 
-    recipe = _recipe(scenario.dataset)
-    return Job(
-        scenario=scenario,
-        prompts=sets.read(scenario.dataset) if recipe is None else (),
-        recipe=recipe,
-        warmup=sets.warmup(),
-        engines=_engines(),
-        out=out,
-        say=_say(quiet),
-        watch=lambda plan: Live(plan, label, quiet=quiet),
-        **options,
+datasets = typer.Typer(rich_markup_mode=None)
+app.add_typer(datasets, name="datasets", short_help="The prompts that come with draftload.")
+
+
+@datasets.callback(invoke_without_command=True)
+def _datasets(context: typer.Context) -> None:
+    """The sets of prompts that come with draftload; how diverse a set is, and a diverse choice.
+
+    Examples: draftload datasets · draftload datasets diversity qualitative
+    """
+    if context.invoked_subcommand is None:
+        from reports.datasets import listing
+        from scenarios import builtin
+
+        _print(listing([builtin.facts(name) for name in builtin.SETS], _study([], [])))
+
+
+@datasets.command(name="diversity", short_help="How unlike a set's prompts are, by category.")
+def diversity_of(
+    source: Annotated[str, typer.Argument(metavar="FILE|NAME", help="JSONL or built-in set.")],
+    embedder: Embedder = "lexical",
+    pairs: Annotated[int, typer.Option("--pairs", min=0, help="Nearest pairs to show.")] = 10,
+    near: Annotated[
+        float | None, typer.Option("--near", help="Count pairs at or over this cosine.")
+    ] = None,
+    model: Model = None,
+    api_key_file: ApiKeyFile = None,
+) -> None:
+    """Mean pairwise cosine by category, nearest pairs, lengths in words.
+
+    Example: draftload datasets diversity qualitative --embedder local --pairs 20
+    """
+    from reports.datasets import diversity as shown
+    from scenarios import builtin, diversity, prompts
+
+    path = Path(source)
+    is_path = source == "-" or path.suffix or "/" in source or path.exists()
+    if source in builtin.SETS or not is_path:
+        found = builtin.read(source)
+    else:
+        found = prompts.read(Dataset(kind="jsonl", path=source)).prompts
+    texts = [diversity.text(prompt) for prompt in found]
+    vectors, about, bound = _vectors(embedder, texts, model, api_key_file)
+    bound = bound if near is None else near
+    said = diversity.measured(
+        found, vectors, source=source, embedder=about, pairs=pairs, bound=bound
     )
+    _print(shown(said, _study([], [])))
 
 
-def _maker(dataset: Dataset) -> Any:
-    """The module that makes the prompts, where no file holds them; else None."""
-    from scenarios import random_control, throughput
+@datasets.command(short_help="The most diverse prompts of a pool, by category.")
+def select(
+    pool: Annotated[Path, typer.Argument(help="JSONL of candidates.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL to write.")],
+    per_category: Annotated[int, typer.Option("--per-category", help="Prompts to keep.")] = 80,
+    embedder: Embedder = "lexical",
+    seed: Annotated[int, typer.Option("--seed", help="Picks each category's first.")] = 0,
+    model: Model = None,
+    api_key_file: ApiKeyFile = None,
+) -> None:
+    """Keep of each category the prompts least like one another: SPEED-Bench's selection, greedy
+    and then by swaps. Rows are copied as they stand.
 
-    return {"throughput": throughput, "random": random_control}.get(dataset.kind)
+    Example: draftload datasets select pool.jsonl --per-category 80 --out chosen.jsonl
+    """
+    from scenarios import diversity, prompts
 
-
-def _recipe(dataset: Dataset) -> Recipe | None:
-    maker = _maker(dataset)
-    return None if maker is None else maker.recipe(dataset)
-
-
-datasets = typer.Typer(no_args_is_help=True, help="Prompt sets: look at them before you use them.")
-app.add_typer(datasets, name="datasets", short_help="Look at prompt sets.")
+    found = prompts.read(Dataset(kind="jsonl", path=str(pool))).prompts
+    lines = pool.read_bytes().split(b"\n") if pool.is_file() else ()
+    rows = [line for line in lines if line.strip()]
+    if len(rows) != len(found) or not rows[0].lstrip().startswith(b"{"):
+        raise UserError(f"cannot copy rows of {pool}. Expected a JSONL file, one prompt a line.")
+    if out.exists() and out.samefile(pool):
+        raise UserError(f"--out {out} is the pool itself. Expected another file.")
+    texts = [diversity.text(prompt) for prompt in found]
+    vectors, about, _ = _vectors(embedder, texts, model, api_key_file)
+    chosen = diversity.chosen(found, vectors, per_category, seed)
+    try:
+        out.write_bytes(b"".join(rows[i] + b"\n" for i in chosen))
+    except OSError as fault:
+        raise UserError(f"cannot write {out}: {fault.strerror}.") from None
+    print(f"{out}: {len(chosen)} of {len(found)} prompts; embedder: {about}", file=sys.stderr)
 
 
 @datasets.command(short_help="Samples of a set, decoded, for a person to judge.")
@@ -556,6 +626,63 @@ def show(
         cut = len(text) > 2 * chars
         print(f"{text[:chars]}\n        ⋮\n{text[-chars:]}\n" if cut else f"{text}\n")
     print(note)
+
+
+def _vectors(
+    embedder: str, texts: Sequence[str], model: str | None, key_file: Path | None
+) -> tuple[Any, str, float | None]:
+    """Vectors of the texts, what made them, and from which cosine on it sees near-duplicates."""
+    from scenarios import embedders
+
+    print(f"embedding {len(texts)} prompts …", file=sys.stderr)
+    if embedder in embedders.LOCAL:
+        embed, about, bound = embedders.LOCAL[embedder]
+        return embed(texts), about, bound
+    if not embedder.startswith(("http://", "https://")):
+        hint = nearest(embedder, embedders.LOCAL) or "."
+        raise UserError(f"unknown embedder '{embedder}'{hint} Expected lexical, local or a URL.")
+    from loadgen.embed import embedded
+    from loadgen.preflight import without_secrets
+
+    work = embedded(embedder, texts, model=model, headers=_headers(None, key_file))
+    about = f"{model or 'the model'} at {without_secrets(embedder)}"
+    return _run(work), about, None
+
+
+def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any) -> Any:
+    """A measure.Job over the scenario's prompts, shown live."""
+    from loadgen.measure import Job
+    from reports.live import Live
+    from scenarios import prompts as sets
+
+    recipe = _recipe(scenario.dataset)
+    asked = sets.PromptSet(prompts=()) if recipe is not None else sets.read(scenario.dataset)
+    for caveat in asked.caveats:
+        _say(quiet)(f"{caveat.code}: {caveat.message}")
+    return Job(
+        scenario=scenario,
+        prompts=asked.prompts,
+        recipe=recipe,
+        caveats=asked.caveats,
+        warmup=sets.warmup(),
+        engines=_engines(),
+        out=out,
+        say=_say(quiet),
+        watch=lambda plan: Live(plan, label, quiet=quiet),
+        **options,
+    )
+
+
+def _maker(dataset: Dataset) -> Any:
+    """The module that makes the prompts, where no file holds them; else None."""
+    from scenarios import random_control, throughput
+
+    return {"throughput": throughput, "random": random_control}.get(dataset.kind)
+
+
+def _recipe(dataset: Dataset) -> Recipe | None:
+    maker = _maker(dataset)
+    return None if maker is None else maker.recipe(dataset)
 
 
 # ── servers and the loop ─────────────────────────────────────────────────────────────────────────
@@ -711,16 +838,16 @@ def _finish(ended: Sequence[tuple[Path, str]], show: Callable[[], Sequence[Summa
 
 
 def _engines() -> dict[str, Engine]:
-    """ENGINE of every file under servers/, by name."""
+    """ENGINE of every file under servers/ that has one, by name."""
     import importlib
     import pkgutil
 
     import servers
 
-    found = {}
+    found: dict[str, Engine] = {}
     for module in pkgutil.iter_modules(servers.__path__):
-        if module.name != "launch":
-            engine: Engine = importlib.import_module(f"servers.{module.name}").ENGINE
+        found_here = importlib.import_module(f"servers.{module.name}")
+        if engine := getattr(found_here, "ENGINE", None):
             found[engine.name] = engine
     return found
 
@@ -756,6 +883,7 @@ def _changed(
     dataset: Path | None = None,
     categories: tuple[str, ...] = (),
     limit: int | None = None,
+    skip_placeholders: bool = False,
     isl: str | None = None,
 ) -> Scenario:
     """The scenario with what the flags say. UserError: a value that makes no sense."""
@@ -788,7 +916,13 @@ def _changed(
         scenario,
         **kept(
             dataset=put(
-                data, **kept(categories=categories or None, limit=limit, isl_tokens=_length(isl))
+                data,
+                **kept(
+                    categories=categories or None,
+                    limit=limit,
+                    skip_placeholders=skip_placeholders or None,
+                    isl_tokens=_length(isl),
+                ),
             ),
             loads=_loads(concurrency),
             stop=put(

@@ -33,7 +33,6 @@ from loadgen.plan import make_plan
 from loadgen.runner import Runner, Tokenize, fan_out
 from loadgen.store import Store, run_path
 from loadgen.tokens import prompts_digest
-from loadgen.transport import hide, secrets_of
 from loadgen.types import (
     U32,
     Caveat,
@@ -79,6 +78,7 @@ class Job:
     """What to measure, and where to write it. `watch` makes an observer that shows progress.
 
     `recipe` makes the prompts in place of `prompts`, once the target's tokenizer is known.
+    `caveats` are what is to be said of the prompts.
     """
 
     scenario: Scenario
@@ -88,6 +88,7 @@ class Job:
     out: Path
     say: Callable[[str], None]
     watch: Callable[[Plan], AbstractContextManager[Observer]]
+    caveats: tuple[Caveat, ...] = ()
     attach: Attach = Attach()
     recipe: Recipe | None = None
     text: Literal["cut", "all", "none"] = "cut"
@@ -114,11 +115,10 @@ async def measure(
     spec = config.spec if config is not None else None
     remembers = spec is not None and _remembers(target.engine, spec)
     plan = make_plan(scenario, prompts, warmup, remembers=remembers)
-    info = run_info(scenario, target, plan, _reminder(remembers, plan))
+    info = run_info(scenario, target, plan, (*job.caveats, *_reminder(remembers, plan)))
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
     with job.watch(plan) as view:
         observe = fan_out(store.append, (view,))
-        view(info)
         reason = await _recorded(target, job, plan, tokenize, observe, store, died)
     return store.path, reason
 
@@ -214,8 +214,7 @@ async def _recorded(
             with interrupts(runner.interrupt), _watched(runner, observe, died):
                 reason = await runner.run(plan)
     except BaseException as fault:
-        said = f"failed: {type(fault).__name__}: {fault}"
-        reason = hide(said, secrets_of(target.base_url, target.headers))[:300]
+        reason = target.hidden(f"failed: {type(fault).__name__}: {fault}")[:300]
         raise
     finally:
         with contextlib.suppress(DraftloadError):

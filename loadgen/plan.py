@@ -13,13 +13,17 @@ import random
 from array import array
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from loadgen.errors import UserError
 from loadgen.types import Dialogue, Load, Phase, Plan, Prompt, Scenario
+from loadgen.written import explain
 
 DIALOGUES_PER_STREAM = 4
 """A phase needs at least this many dialogues a stream, or ramp and drain are what it measures."""
 
 WARMUP_OUTPUT_TOKENS = 16
+MOST_DIALOGUES = 1_000_000
 
 
 def make_plan(
@@ -32,12 +36,23 @@ def make_plan(
     """The plan of a run. `warmup` () warms up on the measured prompts' ids reversed.
 
     `remembers`: the drafter learns across requests, so a prompt may not be sent twice in a phase.
-    UserError: no prompts, a load below 1, or too few prompts for a drafter that remembers.
+    UserError: no prompts, a number out of bounds, or too few prompts for a drafter that remembers.
     """
+    try:
+        msgspec.convert(msgspec.to_builtins(scenario), Scenario)  # flags may have changed it
+    except msgspec.ValidationError as fault:
+        raise UserError(f"scenario {scenario.name}: {explain(str(fault), Scenario)}") from None
     if not prompts:
         raise UserError(
             f"scenario {scenario.name}: no prompts are left to send. Expected at least one; "
             "check the dataset, its categories and its limit."
+        )
+    counts = [_count(scenario, load, prompts) or 0 for load in scenario.loads]
+    total = scenario.repeats * (sum(counts) + len(counts) * scenario.warmup_requests)
+    if total > MOST_DIALOGUES:
+        raise UserError(
+            f"scenario {scenario.name}: {total:,} dialogues in all. Expected at most "
+            f"{MOST_DIALOGUES:,}, as all are laid out ahead; give --duration instead of --requests."
         )
     phases: list[Phase] = []
     for repeat in range(scenario.repeats):
@@ -58,18 +73,12 @@ def _measured(
     prompts: Sequence[Prompt],
     remembers: bool,
 ) -> Phase:
-    if load.concurrency < 1:
-        raise UserError(
-            f"concurrency {load.concurrency} sends nothing. Expected 1 or more, such as -c 1,8,64."
-        )
-    stop = scenario.stop
     endless = in_order(prompts, scenario.dataset.seed)
-    if stop.duration_s is not None and stop.requests is None:
+    if (count := _count(scenario, load, prompts)) is None:
         if remembers:
             endless = itertools.islice(endless, len(prompts))
         dialogues: Iterator[Dialogue] | tuple[Dialogue, ...] = endless
     else:
-        count = stop.requests or max(len(prompts), DIALOGUES_PER_STREAM * load.concurrency)
         if remembers and count > len(prompts):
             raise UserError(
                 f"{count} dialogues at concurrency {load.concurrency} need as many prompts, and "
@@ -83,8 +92,16 @@ def _measured(
         repeat=repeat,
         measured=True,
         dialogues=dialogues,
-        duration_s=stop.duration_s,
+        duration_s=scenario.stop.duration_s,
     )
+
+
+def _count(scenario: Scenario, load: Load, prompts: Sequence[Prompt]) -> int | None:
+    """Dialogues of a measured phase; None where its duration ends it."""
+    stop = scenario.stop
+    if stop.duration_s is not None and stop.requests is None:
+        return None
+    return stop.requests or max(len(prompts), DIALOGUES_PER_STREAM * load.concurrency)
 
 
 def in_order(prompts: Sequence[Prompt], seed: int) -> Iterator[Dialogue]:

@@ -27,7 +27,7 @@ from loadgen.errors import ServerError, UserError, nearest
 from loadgen.runner import Tokenize
 from loadgen.scrape import Scraper
 from loadgen.tokens import local_decoder, local_tokenizer
-from loadgen.transport import Transport, bounded, environment_proxy, hide, refusal, secrets_of
+from loadgen.transport import Transport, bounded, environment_proxy, refusal, secrets_of
 from loadgen.types import (
     U32,
     Caveat,
@@ -46,6 +46,7 @@ from loadgen.types import (
     ServerInfo,
     Wire,
 )
+from loadgen.written import hide
 
 ASK_TIMEOUT_S = 20.0
 PAGE_BYTES = 16 << 20
@@ -71,6 +72,10 @@ class Target:
     headers: Mapping[str, str]
     tls: ssl.SSLContext | bool = True
     caveats: tuple[Caveat, ...] = ()
+
+    def hidden(self, text: str) -> str:
+        """The text without what is secret here, as it may be shown or written down."""
+        return hide(text, secrets_of(self.base_url, self.headers))
 
     def scraper(self, observe: Observer, zero: float) -> Scraper:
         """A Scraper of its metrics page."""
@@ -187,7 +192,8 @@ def _info(
         state=state,
         draft_depth=depth or (facts.draft_depth if state != "off" else None),
         spec_reported=facts.spec_reported,
-        simulated=facts.simulated,
+        # The simulator in another engine's dialect is found as that engine.
+        simulated=facts.simulated or card.id.startswith("simulated-"),
         verified=engine.verified,
         gpus=config.gpus if config else None,
         config=config,
@@ -236,7 +242,7 @@ class _Models(msgspec.Struct):
 
 
 async def _models(session: aiohttp.ClientSession, root: str) -> tuple[_Card, ...]:
-    where = without_secrets(root)
+    where, secrets = without_secrets(root), secrets_of(root, session.headers)
     try:
         async with session.get(root + "/v1/models") as response:
             status, body = response.status, await bounded(response, PAGE_BYTES)
@@ -246,7 +252,7 @@ async def _models(session: aiohttp.ClientSession, root: str) -> tuple[_Card, ...
             "authority with --ca-file, and --client-cert if it asks who you are."
         ) from None
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as fault:
-        said = hide(str(fault) or type(fault).__name__, secrets_of(root, session.headers))
+        said = hide(str(fault) or type(fault).__name__, secrets)
         raise UserError(
             f"no server answers at {where}: {said[:200]}. Expected an OpenAI-compatible server; "
             "check host and port, and that the server has finished starting."
@@ -254,7 +260,7 @@ async def _models(session: aiohttp.ClientSession, root: str) -> tuple[_Card, ...
     if status == 503:
         raise UserError(
             f"the server at {where} is still loading (HTTP 503: "
-            f"{hide(refusal(body), secrets_of(root, session.headers))[:120]}). "
+            f"{hide(refusal(body), secrets)[:120]}). "
             "Wait until it is ready and try again."
         )
     if status in (401, 403):
@@ -368,7 +374,7 @@ def _asker(target: Target, dialect: Callable[..., Any]) -> Tokenize:
                 async with session.post(target.base_url + path, json=body) as response:
                     data = await bounded(response, PAGE_BYTES)
                     if response.status != 200:
-                        said = hide(refusal(data), secrets_of(target.base_url, target.headers))
+                        said = target.hidden(refusal(data))
                         raise ServerError(f"{path} answered HTTP {response.status}: {said}")
                     return json.loads(data)
 

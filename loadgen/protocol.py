@@ -9,8 +9,9 @@ server.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise, repeat
 from typing import Annotated, Any
 
 import msgspec
@@ -20,6 +21,7 @@ from loadgen.types import (
     Broke,
     Chunk,
     Completed,
+    Depth,
     Outcome,
     Request,
     RequestRecord,
@@ -41,32 +43,34 @@ _U32_MAX = 0xFFFFFFFF
 class SSE:
     """Splits a byte stream into the payloads of its events, however the bytes are cut."""
 
-    __slots__ = ("_parts", "_size")
+    __slots__ = ("_cr", "_parts", "_size")
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size = 0
+        self._cr = False  # a CR ended the last read: an LF that follows belongs to it
 
     def feed(self, data: bytes) -> list[bytes]:
         """The `data` payloads of all events that `data` completes. ValueError: event too long."""
         if (
             not self._parts
+            and not self._cr
             and data.startswith(b"data: ")
             and data.endswith(b"\n\n")
             and data.find(b"\n") == len(data) - 2
             and b"\r" not in data
         ):
             return [data[6:-2]]  # one whole event, as nearly every read is
-        if self._parts:
+        data = self._normalised(data)
+        if self._parts and data:
+            seam = self._parts[-1][-1:]
             self._parts.append(data)
             self._size += len(data)
-            if b"\n" not in data and b"\r" not in data:
+            if b"\n\n" not in seam + data:
                 return self._within_bounds()
             data = b"".join(self._parts)
             self._parts.clear()
             self._size = 0
-        if b"\r" in data:
-            data = self._normalise(data)
         *blocks, rest = data.split(b"\n\n")
         if rest:
             self._parts.append(rest)
@@ -84,14 +88,17 @@ class SSE:
         """A last event without its empty line: sent by servers that close in a hurry."""
         rest = b"".join(self._parts)
         self._parts.clear()
-        payload = _payload(rest.replace(b"\r", b"\n"))
+        payload = _payload(rest)
         return [payload] if payload is not None else []
 
-    def _normalise(self, data: bytes) -> bytes:
-        # A CR at the very end may be half of a CRLF: it waits for the next byte.
-        half = b"\r" if data.endswith(b"\r") else b""
-        data = data[: len(data) - len(half)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        return data + half
+    def _normalised(self, data: bytes) -> bytes:
+        if self._cr and data:
+            self._cr = False
+            data = data.removeprefix(b"\n")
+        if b"\r" in data:
+            self._cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data
 
     def _within_bounds(self) -> list[bytes]:
         if self._size > MAX_EVENT_BYTES:
@@ -113,15 +120,11 @@ def _payload(block: bytes) -> bytes | None:
 
 # A count below zero, or one that no array of ours holds, is a malformed event, never a figure.
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+# Lists are made as long as these: a lie of two thousand million drafts must not cost memory.
+MOST_DRAFTED = 4096
+_Histogram = Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MOST_DRAFTED + 1)]
+_Answer = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
 _Ids = tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)], ...]
-
-
-class _RequestFigures(msgspec.Struct, gc=False):
-    num_spec_steps: _Count | None = None
-    total_accepted_draft_tokens: _Count | None = None
-    total_draft_tokens: _Count | None = None
-    num_spec_tokens: _Count | None = None
-    acceptance_histogram: tuple[_Count, ...] | None = None
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -130,13 +133,40 @@ class _Delta(msgspec.Struct, gc=False):
     reasoning_content: str | None = None
 
 
+class _Speculative(msgspec.Struct, gc=False):
+    """Acceptance of one request: vLLM 0.32's `metrics.speculative_decoding`."""
+
+    num_spec_steps: _Count
+    num_accepted_draft_tokens: _Count
+    num_draft_tokens: _Count
+    num_spec_tokens: Depth | None = None
+    acceptance_histogram: _Histogram | None = None
+    per_step_drafted: tuple[Depth, ...] | None = None
+
+
+_TRTLLM = {
+    "num_accepted_draft_tokens": "total_accepted_draft_tokens",
+    "num_draft_tokens": "total_draft_tokens",
+}
+
+
+class _ChoiceSpeculative(msgspec.Struct, gc=False, rename=_TRTLLM):
+    """The same in a choice (TensorRT-LLM #19311); its steps are taken for those with a draft."""
+
+    num_spec_steps: _Count | None = None
+    num_accepted_draft_tokens: _Count | None = None
+    num_draft_tokens: _Count | None = None
+    num_spec_tokens: Depth | None = None
+    acceptance_histogram: _Histogram | None = None
+
+
 class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
     token_ids: _Ids | None = None
     avg_decoded_tokens_per_iter: float | None = None
-    speculative_decoding: _RequestFigures | None = None
+    speculative_decoding: _ChoiceSpeculative | None = None
 
 
 class _Details(msgspec.Struct, gc=False):
@@ -150,19 +180,10 @@ class _Usage(msgspec.Struct, gc=False):
 
 
 class _Timings(msgspec.Struct, gc=False):
-    predicted_n: _Count
+    predicted_n: _Answer
     predicted_ms: float
     draft_n: _Count | None = None
     draft_n_accepted: _Count | None = None
-
-
-class _Speculative(msgspec.Struct, gc=False):
-    num_spec_steps: _Count
-    num_accepted_draft_tokens: _Count
-    num_draft_tokens: _Count
-    num_spec_tokens: _Count | None = None
-    acceptance_histogram: tuple[_Count, ...] | None = None
-    per_step_drafted: tuple[_Count, ...] | None = None
 
 
 class _Metrics(msgspec.Struct, gc=False):
@@ -192,9 +213,9 @@ def decode_openai(payload: bytes) -> Chunk:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ValueError(f"malformed event: {fault}") from None
     choice = event.choices[0] if event.choices else None
-    text, ids, finish, rate, own = "", None, None, None, None
+    text, ids, finish, rate = "", None, None, None
     if choice is not None:
-        rate, own = choice.avg_decoded_tokens_per_iter, choice.speculative_decoding
+        rate = choice.avg_decoded_tokens_per_iter
         ids, finish = choice.token_ids, choice.finish_reason
         if choice.text is not None:
             text = choice.text
@@ -202,7 +223,6 @@ def decode_openai(payload: bytes) -> Chunk:
             # Thinking comes in a field of its own, named in two ways; its tokens are output too.
             text = delta.content or delta.reasoning_content or delta.reasoning or ""
     usage = event.usage
-    metrics = event.metrics
     return Chunk(
         token_ids=ids,
         text=text,
@@ -224,50 +244,50 @@ def decode_openai(payload: bytes) -> Chunk:
             draft_tokens=event.timings.draft_n,
             accepted_tokens=event.timings.draft_n_accepted,
         ),
-        spec=_vllm_figures(metrics.speculative_decoding)
-        if metrics is not None and metrics.speculative_decoding is not None
-        else None
-        if own is None
-        else _trtllm_figures(own),
+        spec=_acceptance(event, choice),
         tokens_per_pass=rate,
         finish_reason=finish,
         error=None if event.error is None else _error_text(event.error),
     )
 
 
-def _vllm_figures(figures: _Speculative) -> SpecCounters:
-    """vLLM 0.32 counts here only steps that had a draft, before the cut at max_tokens."""
-    histogram = figures.acceptance_histogram
-    drafted = figures.per_step_drafted
+def _acceptance(event: _Event, choice: _Choice | None) -> SpecCounters | None:
+    """What the stream says of itself (vLLM), else what its choice says (TensorRT-LLM)."""
+    whole = event.metrics.speculative_decoding if event.metrics is not None else None
+    if whole is not None:
+        return _figures(whole, whole.per_step_drafted)
+    own = choice.speculative_decoding if choice is not None else None
+    return _figures(own) if own is not None else None
+
+
+def _figures(
+    told: _Speculative | _ChoiceSpeculative, drafted: tuple[int, ...] | None = None
+) -> SpecCounters:
+    """Only steps that had a draft are counted here, before the cut at max_tokens (vLLM 0.32).
+
+    `drafted`: draft tokens of each of those steps.
+    """
+    histogram = told.acceptance_histogram
     return SpecCounters(
-        drafts=figures.num_spec_steps,
-        draft_tokens=figures.num_draft_tokens,
-        draft_depth=figures.num_spec_tokens,
-        accepted_tokens=figures.num_accepted_draft_tokens,
+        drafts=told.num_spec_steps,
+        draft_tokens=told.num_draft_tokens,
+        draft_depth=told.num_spec_tokens,
+        accepted_tokens=told.num_accepted_draft_tokens,
         accepted_histogram=histogram,
         accepted_by_position=None if histogram is None else survivors(histogram),
-        drafted_by_position=None
-        if drafted is None
-        else tuple(sum(n > j for n in drafted) for j in range(max(drafted, default=0))),
+        drafted_by_position=None if drafted is None else survivors(histogram_of(drafted)),
     )
 
 
-def _trtllm_figures(figures: _RequestFigures) -> SpecCounters:
-    """Named as in TensorRT-LLM #19311; its steps are taken for steps that had a draft."""
-    histogram = figures.acceptance_histogram
-    return SpecCounters(
-        drafts=figures.num_spec_steps,
-        draft_tokens=figures.total_draft_tokens,
-        draft_depth=figures.num_spec_tokens,
-        accepted_tokens=figures.total_accepted_draft_tokens,
-        accepted_histogram=histogram,
-        accepted_by_position=None if histogram is None else survivors(histogram),
-    )
-
-
-def survivors(histogram: tuple[int, ...]) -> tuple[int, ...]:
+def survivors(histogram: Sequence[int]) -> tuple[int, ...]:
     """Steps by accepted count (index = accepted, from 0) → steps that accepted position j + 1."""
-    return tuple(sum(histogram[j:]) for j in range(1, len(histogram)))
+    return tuple(accumulate(reversed(histogram[1:])))[::-1]
+
+
+def histogram_of(counts: Sequence[int]) -> tuple[int, ...]:
+    """Counts from 0, one a step → steps by count."""
+    found = Counter(counts)
+    return tuple(found[n] for n in range(max(counts, default=0) + 1))
 
 
 def _error_text(error: object) -> str:
@@ -335,17 +355,20 @@ class _Steps:
         self._groups: list[int] = []  # tokens by predicted_ms
         self._drafted: list[int] = []  # draft tokens a group, 0 where it had no draft
         self._accepted: list[int] = []
-        self._ms = -1.0
+        self._ms: float | None = None
         self._before = (0, 0)
 
     def add(self, timings: Timings, tokens: int) -> None:
+        """ValueError: more drafted than any step can hold."""
         if timings.predicted_ms != self._ms:
-            self._ms = timings.predicted_ms
-            drafted, accepted = timings.draft_tokens or 0, timings.accepted_tokens or 0
+            before, now = self._before, (timings.draft_tokens or 0, timings.accepted_tokens or 0)
+            drafted, accepted = max(now[0] - before[0], 0), max(now[1] - before[1], 0)
+            if drafted > MOST_DRAFTED:
+                raise ValueError(f"{drafted} tokens drafted in one step")
+            self._ms, self._before = timings.predicted_ms, now
             self._groups.append(0)
-            self._drafted.append(drafted - self._before[0])
-            self._accepted.append(accepted - self._before[1])
-            self._before = drafted, accepted
+            self._drafted.append(drafted)
+            self._accepted.append(accepted)
         self._groups[-1] += tokens
 
     def passes(self) -> U32:
@@ -358,7 +381,7 @@ class _Steps:
             if late > 0:
                 found[-1] += late
                 tokens, spare, owed = tokens - late, spare - late, owed - late
-            found.extend([1] * max(spare, 0))
+            found.extend(repeat(1, max(spare, 0)))
             found.append(tokens - max(spare, 0))
             owed += max(-spare, 0)
         return found
@@ -370,17 +393,16 @@ class _Steps:
             # Nothing drafted and speculation off look alike here: acceptance knows which it is.
             return SpecCounters(steps=steps)
         depth = max(d for d, _ in drafts)
-        histogram = [0] * (depth + 1)
-        for _, accepted in drafts:
-            histogram[min(max(accepted, 0), depth)] += 1
+        kept = histogram_of([min(a, depth) for _, a in drafts])
+        histogram = (*kept, *[0] * (depth + 1 - len(kept)))
         return SpecCounters(
             steps=steps,
             drafts=len(drafts),
             draft_tokens=sum(d for d, _ in drafts),
             accepted_tokens=sum(a for _, a in drafts),
-            accepted_histogram=tuple(histogram),
-            accepted_by_position=survivors(tuple(histogram)),
-            drafted_by_position=tuple(sum(d > j for d, _ in drafts) for j in range(depth)),
+            accepted_histogram=histogram,
+            accepted_by_position=survivors(histogram),
+            drafted_by_position=survivors(histogram_of([d for d, _ in drafts])),
         )
 
 
@@ -595,10 +617,9 @@ class Tally:
     def _told_steps(self) -> int | None:
         """Decode steps from tokens per target pass, of which the prefill's is the first."""
         tokens = self.tokens or self._usage or 0
-        if self._rate is None or not 0 < self._rate <= tokens:
+        if self._rate is None or not 1 <= self._rate <= tokens:
             return None
-        passes = round(tokens / self._rate)
-        return passes - 1 if passes <= tokens else None
+        return round(tokens / self._rate) - 1
 
 
 def gaps_us(stamps: array[float], sent: float) -> U32:

@@ -17,11 +17,14 @@ from typing import Literal
 
 import aiohttp
 
-from loadgen.transport import bounded, environment_proxy, hide, secrets_of
+from loadgen.transport import bounded, environment_proxy, secrets_of
 from loadgen.types import LOST, Caveat, Engine, Observer, Snapshot
+from loadgen.written import hide
 
 MAX_PAGE_BYTES = 8 << 20
 SETTLE_POLL_S = 0.1
+BEYOND = 2.0**53
+"""A sample as large is no count: floats skip whole numbers from here on."""
 
 # name{labels} value [timestamp]: Prometheus text format 0.0.4. Comments never match.
 _SERIES = re.compile(
@@ -33,7 +36,7 @@ _SERIES = re.compile(
 def parse_page(page: str, prefixes: tuple[str, ...] = ()) -> dict[str, float]:
     """`name{labels}` → value, without histogram buckets and `_created` twins.
 
-    `prefixes` () keeps every family. Lines that are not series, and NaN, are left out.
+    `prefixes` () keeps every family. Lines that are not series, NaN and infinities are left out.
     """
     samples = {}
     for series, text in _SERIES.findall(page):
@@ -44,7 +47,7 @@ def parse_page(page: str, prefixes: tuple[str, ...] = ()) -> dict[str, float]:
             value = float(text)
         except ValueError:
             continue
-        if value == value:  # not NaN
+        if abs(value) < BEYOND:  # not NaN either
             samples[series] = value
     return samples
 
@@ -110,11 +113,11 @@ class Scraper:
             ):
                 body = await bounded(response, MAX_PAGE_BYTES + 1)
                 page = body.decode("utf-8", "replace")
-                drains = self._engine.drain is not None and page.lstrip().startswith("[")
-                why = _unusable(response, body, drains)
+                drain = self._engine.drain if page.lstrip().startswith("[") else None
+                why = _unusable(response, body, is_json=drain is not None)
                 if not why:
-                    if self._engine.drain is not None and drains:
-                        self._sums = self._engine.drain(page, self._sums or {})
+                    if drain is not None:
+                        self._sums = drain(page, self._sums or {})
                     return page
         except ValueError as fault:
             why = f"the metrics page was not what it should be: {fault}"
@@ -172,7 +175,7 @@ class Scraper:
                 self._observe(Snapshot(at_s=at_s, phase=phase, edge="tick", samples=samples))
 
 
-def _unusable(response: aiohttp.ClientResponse, body: bytes, is_json: bool) -> str:
+def _unusable(response: aiohttp.ClientResponse, body: bytes, *, is_json: bool) -> str:
     """Why this answer is no metrics page; "" where it is one.
 
     A page ends with a line end (text format 0.0.4): without one a value may be cut in half.

@@ -1,25 +1,32 @@
 """The run file: one record a line, appended while running, read back as an iterator.
 
 Safe against kill −9: each record is one unbuffered `write(2)`, no fsync inside a phase. Reading is
-lenient: a torn or foreign line, or a line type of a newer version, is skipped and becomes a caveat.
+lenient: a torn, damaged or foreign line is skipped and a caveat names it; a line type of a newer
+version is passed over. A number that no run can have (loadgen/types.py) is damage.
 The file never holds an API key or a header value: no noun carries one. Must not: interpret.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
+from loadgen import __version__
 from loadgen.errors import ServerError, UserError
-from loadgen.types import SCHEMA, Caveat, Record, Run, RunInfo
+from loadgen.types import SCHEMA, Caveat, Record, RequestRecord, Run, RunInfo
 
-MAX_LINE_BYTES = 256 << 20
+MAX_LINE_BYTES = 128 << 20
+"""A longer line is neither written nor read: memory stays bounded. A record of 128k output tokens
+has 3 MB, a metrics page 16 MiB at most; only an endless stream's text comes near."""
+
+NAMED_LINES = 10
 
 
 def _from_array(value: object) -> Any:
@@ -38,6 +45,7 @@ _encoder = msgspec.json.Encoder(enc_hook=_from_array)
 _decoder = msgspec.json.Decoder(Record, dec_hook=_to_array)
 _type_of = msgspec.json.Decoder(dict[str, Any])
 _KNOWN = frozenset({"run", "prompt", "phase", "request", "snapshot", "client", "caveat", "end"})
+_UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError)  # msgspec's are ValueErrors
 
 
 class Store:
@@ -49,6 +57,7 @@ class Store:
 
     def __init__(self, path: Path, info: RunInfo) -> None:
         self.path = path
+        self._torn = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
@@ -64,7 +73,12 @@ class Store:
 
     def append(self, record: Record) -> None:
         """One record, one line, one write."""
-        line = _encoder.encode(record) + b"\n"
+        line = _encoded(record) + b"\n"
+        if len(line) > MAX_LINE_BYTES and isinstance(record, RequestRecord):
+            line = _encoded(msgspec.structs.replace(record, text=None, output_token_ids=None))
+            line += b"\n"
+        if self._torn:
+            line = b"\n" + line  # what follows a line that was cut short is a line of its own
         try:
             written = os.write(self._fd, line)
         except OSError as fault:
@@ -72,7 +86,8 @@ class Store:
                 f"writing the run file {self.path} failed: {fault.strerror}. "
                 "Every record written before is kept; `draftload report` reads them."
             ) from None
-        if written != len(line):
+        self._torn = written != len(line)
+        if self._torn:
             raise ServerError(f"the run file {self.path} is cut short: is the disk full?")
 
     def close(self) -> None:
@@ -81,21 +96,30 @@ class Store:
         os.close(self._fd)
 
 
+def _encoded(record: Record) -> bytes:
+    try:
+        return _encoder.encode(record)
+    except UnicodeEncodeError:
+        # Half characters, as Python keeps undecodable bytes of headers and arguments: not JSON.
+        plain = msgspec.to_builtins(record, enc_hook=_from_array)
+        return json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace")
+
+
 def _unwritable(path: Path, why: str | None) -> str:
     advice = "Give a folder that can be written with --out DIR."
     return f"cannot write the run file {path}: {why}. {advice}"
 
 
 def run_path(out: Path, started_at: str, scenario: str, cell: str | None = None) -> Path:
-    """`<out>/<started>-<scenario>[-<cell>].jsonl`; names are cut to letters, digits, `.`, `_`, `-`.
+    """`<out>/<started>-<scenario>[-<cell>].jsonl`; a name is 80 letters, digits, `.`, `_`, `-`.
 
     A name that is taken gets `.2`, `.3` … before its ending: nothing is overwritten.
     """
-    words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word) for word in (scenario, cell) if word]
+    words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word)[:80] for word in (scenario, cell) if word]
     stem = "-".join([re.sub(r"[^0-9TZ]", "", started_at), *words])
     path = out / f"{stem}.jsonl"
     count = 2
-    while path.exists():
+    while os.path.lexists(path):  # Path.exists raises for a name that is too long
         path = out / f"{stem}.{count}.jsonl"
         count += 1
     return path
@@ -104,51 +128,85 @@ def run_path(out: Path, started_at: str, scenario: str, cell: str | None = None)
 def read(path: Path) -> Run:
     """A run file. UserError: no such file, not a run file, or one of a newer schema."""
     try:
-        lines = path.open("rb")
+        file = path.open("rb")
     except OSError as fault:
         raise UserError(f"cannot read {path}: {fault.strerror}. Expected a run file.") from None
-    first = lines.readline(MAX_LINE_BYTES)
+    lines = _lines(file)
     try:
-        info = _decoder.decode(first)
-    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, TypeError, ValueError):
+        info = _decoded(next(lines, b""))
+    except _UNREADABLE:
         info = None
+    except OSError as fault:
+        file.close()
+        raise UserError(f"cannot read {path}: {fault.strerror}. Expected a run file.") from None
     if not isinstance(info, RunInfo):
-        lines.close()
+        file.close()
         raise UserError(
             f"{path} is not a run file: its first line is not a run record. "
             "Expected a .jsonl that `draftload run` or `draftload demo` wrote."
         )
     if info.schema > SCHEMA:
-        lines.close()
+        file.close()
         raise UserError(
             f"{path} has run-file schema {info.schema}; this draftload reads up to {SCHEMA}. "
             "Read it with the draftload that wrote it, or a newer one."
         )
-    return Run(info=info, records=_records(path, lines))
+    return Run(info=info, records=_records(path, file, lines, info))
 
 
-def _records(path: Path, lines: Any) -> Iterator[Record]:
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines; one that is too long comes as b"", its bytes read over."""
+    while line := file.readline(MAX_LINE_BYTES):
+        if len(line) < MAX_LINE_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        yield b""
+        while line and not line.endswith(b"\n"):
+            line = file.readline(1 << 20)
+
+
+def _decoded(line: bytes) -> Record:
+    """One record. _UNREADABLE: not JSON, no record of ours, or one that contradicts itself."""
+    line.decode()  # msgspec passes over a key that it does not know, even one that is no text
+    record: Record = _decoder.decode(line)
+    if isinstance(record, RequestRecord) and (
+        record.end_s < record.sent_s
+        or len(record.chunk_tokens or record.chunk_gaps_us) != len(record.chunk_gaps_us)
+    ):
+        raise ValueError("chunks and times do not fit together")
+    return record
+
+
+def _records(path: Path, file: BinaryIO, lines: Iterator[bytes], info: RunInfo) -> Iterator[Record]:
     torn = 0
-    with lines:
-        while line := lines.readline(MAX_LINE_BYTES):
+    named: list[str] = []
+    with file:
+        for number, line in enumerate(lines, 2):
             try:
-                yield _decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, TypeError, ValueError):
-                torn += not _newer(line)
+                record = _decoded(line)
+            except _UNREADABLE:
+                if not _newer(line, info):
+                    torn += 1
+                    named += [str(number)] if torn <= NAMED_LINES else []
+                continue
+            yield record
     if torn:
+        more = f" and {torn - len(named)} more" if torn > len(named) else ""
         yield Caveat(
             code="torn-lines",
             message=f"{torn} line{'s' * (torn > 1)} of {path.name} could not be read and "
-            f"{'were' if torn > 1 else 'was'} skipped.",
+            f"{'were' if torn > 1 else 'was'} skipped: {', '.join(named)}{more}.",
             advice="A run that was killed leaves one torn last line; more than that means that the "
             "file was changed. Figures stand on the lines that could be read.",
         )
 
 
-def _newer(line: bytes) -> bool:
-    """A well-formed record of a type that this version does not know."""
+def _newer(line: bytes, info: RunInfo) -> bool:
+    """A well-formed record of a type that this version does not know, from another version."""
+    if info.client.draftload == __version__:
+        return False  # damage: this version wrote the file
     try:
         kind = _type_of.decode(line).get("type")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return False
     return isinstance(kind, str) and kind not in _KNOWN

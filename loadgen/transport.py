@@ -31,6 +31,7 @@ from aiohttp.client_proto import ResponseHandler
 from loadgen.errors import UserError
 from loadgen.protocol import Tally
 from loadgen.types import Broke, Cancelled, Outcome, Refused, Request, RequestRecord, TimedOut, Wire
+from loadgen.written import hide
 
 EVENT_STREAM = "text/event-stream"
 
@@ -318,13 +319,6 @@ def secrets_of(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
     for value in headers.values():
         words += [value, value.rpartition(" ")[2]]
     return tuple(sorted({w for w in words if len(w) > 3}, key=len, reverse=True))
-
-
-def hide(text: str, secrets: Sequence[str]) -> str:
-    """The text with every secret masked: servers echo keys, exceptions echo URLs."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
 
 
 def tls_context(ca_file: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext | bool:

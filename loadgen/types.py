@@ -11,9 +11,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 if TYPE_CHECKING:
     U32 = array[int]
@@ -22,6 +23,15 @@ else:
 
 SCHEMA = 1
 """The run file's schema: what a field means. New fields with defaults do not raise it."""
+
+
+# What a file says is checked as it is read: a number beyond these is damage or a slip, never a
+# figure, and none may cost memory or become an infinity further on. NaN is in no bound.
+Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=10_000_000)]
+Depth = Annotated[int, Meta(ge=0, le=4096)]
+Seconds = Annotated[float, Meta(ge=-1e10, le=1e10)]
+Sample = Annotated[float, Meta(gt=-(2.0**53), lt=2.0**53)]
 
 
 class Noun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,20 +48,24 @@ class Written(
 
 
 class Dataset(Written, frozen=True, kw_only=True):
-    """Where prompts come from. `limit` is per category; `isl_tokens` is for synthetic sets."""
+    """Where prompts come from. `limit` is of all categories in turn; a file's rows tell its format.
+
+    `skip_placeholders`: go on without the rows of SPEED-Bench that hold no text.
+    """
 
     kind: Literal["builtin", "jsonl", "throughput", "random"] = "builtin"
     isl_tokens: int | None = None
     path: str | None = None
     categories: tuple[str, ...] = ()
-    limit: int | None = None
+    limit: AtLeastOne | None = None
     seed: int = 0
+    skip_placeholders: bool = False
 
 
 class ClosedLoop(Written, frozen=True, kw_only=True, tag="closed", tag_field="kind"):
     """`concurrency` workers, each sending its next request when the last one ended."""
 
-    concurrency: int
+    concurrency: Annotated[int, Meta(ge=1, le=1 << 16)]
 
 
 Load = ClosedLoop
@@ -60,17 +74,17 @@ Load = ClosedLoop
 class Stop(Written, frozen=True, kw_only=True):
     """A phase ends after `requests` dialogues, or when nothing new is sent after `duration_s`."""
 
-    requests: int | None = None
-    duration_s: float | None = None
+    requests: AtLeastOne | None = None
+    duration_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
 
 
 class Sampling(Written, frozen=True, kw_only=True, omit_defaults=False):
     """What is asked of the model for every request of a run."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    max_output_tokens: int = 256
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    max_output_tokens: AtLeastOne = 256
     ignore_eos: bool = False
 
 
@@ -80,11 +94,13 @@ class Scenario(Written, frozen=True, kw_only=True, omit_defaults=False):
     name: str
     description: str = ""
     dataset: Dataset = Dataset()
-    loads: tuple[Load, ...] = (ClosedLoop(concurrency=1),)
+    loads: Annotated[tuple[Load, ...], Meta(min_length=1, max_length=1000)] = (
+        ClosedLoop(concurrency=1),
+    )
     stop: Stop = Stop()
     sampling: Sampling = Sampling()
-    warmup_requests: int = 4
-    repeats: int = 1
+    warmup_requests: Annotated[int, Meta(ge=0, le=1_000_000)] = 4
+    repeats: Annotated[int, Meta(ge=1, le=1000)] = 1
 
 
 class Message(Written, frozen=True, kw_only=True):
@@ -181,16 +197,16 @@ class SpecCounters(Noun, frozen=True, kw_only=True):
     `generated_tokens` and `requests` are the server's own count over a window. Any may be None.
     """
 
-    steps: int | None = None
-    drafts: int | None = None
-    draft_tokens: int | None = None
-    draft_depth: int | None = None
-    accepted_tokens: int | None = None
-    accepted_by_position: tuple[int, ...] | None = None
-    drafted_by_position: tuple[int, ...] | None = None
-    accepted_histogram: tuple[int, ...] | None = None
-    generated_tokens: int | None = None
-    requests: int | None = None
+    steps: Count | None = None
+    drafts: Count | None = None
+    draft_tokens: Count | None = None
+    draft_depth: Depth | None = None
+    accepted_tokens: Count | None = None
+    accepted_by_position: tuple[Count, ...] | None = None
+    drafted_by_position: tuple[Count, ...] | None = None
+    accepted_histogram: tuple[Count, ...] | None = None
+    generated_tokens: Count | None = None
+    requests: Count | None = None
 
 
 class ServerLoad(Noun, frozen=True, kw_only=True):
@@ -278,7 +294,7 @@ class Broke(Noun, frozen=True, kw_only=True, tag="broke", tag_field="kind"):
 class TimedOut(Noun, frozen=True, kw_only=True, tag="timed_out", tag_field="kind"):
     """Longer than `--timeout`."""
 
-    after_s: float
+    after_s: Seconds
 
 
 class Cancelled(Noun, frozen=True, kw_only=True, tag="cancelled", tag_field="kind"):
@@ -305,22 +321,22 @@ class RequestRecord(Noun, frozen=True, kw_only=True, tag="request", tag_field="t
     prompt_id: str
     category: str
     phase: str
-    turn: int
+    turn: Count
     outcome: Outcome
-    sent_s: float
-    end_s: float
+    sent_s: Seconds
+    end_s: Seconds
     tier: str | None = None
     isl_bucket: str | None = None
-    repeat: int = 0
-    isl_tokens: int | None = None
-    osl_tokens: int = 0
-    usage_tokens: int | None = None
-    cached_tokens: int | None = None
-    max_output_tokens: int | None = None
+    repeat: Count = 0
+    isl_tokens: Count | None = None
+    osl_tokens: Count = 0
+    usage_tokens: Count | None = None
+    cached_tokens: Count | None = None
+    max_output_tokens: Count | None = None
     token_count_source: TokenCountSource | None = None
-    intended_s: float | None = None
-    connect_s: float | None = None
-    resent: int = 0
+    intended_s: Seconds | None = None
+    connect_s: Seconds | None = None
+    resent: Count = 0
     chunk_gaps_us: U32 = msgspec.field(default_factory=lambda: array("I"))
     chunk_tokens: U32 | None = None
     step_tokens: U32 | None = None
@@ -350,8 +366,8 @@ class PromptRecord(Noun, frozen=True, kw_only=True, tag="prompt", tag_field="typ
     subcategory: str | None = None
     tier: str | None = None
     isl_bucket: str | None = None
-    isl_tokens: int | None = None
-    turns: int = 1
+    isl_tokens: Count | None = None
+    turns: Count = 1
     sha256: str = ""
     text: str | None = None
 
@@ -361,12 +377,12 @@ class PhaseRecord(Noun, frozen=True, kw_only=True, tag="phase", tag_field="type"
 
     name: str
     load: Load
-    repeat: int
+    repeat: Count
     measured: bool
-    started_s: float
-    ended_s: float
-    steady_from_s: float | None = None
-    steady_to_s: float | None = None
+    started_s: Seconds
+    ended_s: Seconds
+    steady_from_s: Seconds | None = None
+    steady_to_s: Seconds | None = None
     category: str | None = None
 
 
@@ -377,32 +393,32 @@ class Snapshot(Noun, frozen=True, kw_only=True, tag="snapshot", tag_field="type"
     nothing was running and two scrapes agreed.
     """
 
-    at_s: float
+    at_s: Seconds
     phase: str
     edge: Literal["start", "end", "tick"]
-    samples: dict[str, float]
+    samples: dict[str, Sample]
     settled: bool = True
 
 
 class ClientSample(Noun, frozen=True, kw_only=True, tag="client", tag_field="type"):
     """The client about itself. `loop_lag_s` is the largest since the sample before."""
 
-    at_s: float
+    at_s: Seconds
     phase: str
-    in_flight: int
-    target: int
-    sent: int
-    chunks: int
-    tokens: int
-    loop_lag_s: float
-    cpu_s: float
-    rss_bytes: int
+    in_flight: Count
+    target: Count
+    sent: Count
+    chunks: Count
+    tokens: Count
+    loop_lag_s: Seconds
+    cpu_s: Seconds
+    rss_bytes: Count
 
 
 class RunEnd(Noun, frozen=True, kw_only=True, tag="end", tag_field="type"):
     """The last line. `reason` is "completed", "interrupted" or "failed: …"."""
 
-    at_s: float
+    at_s: Seconds
     reason: str
 
 
@@ -423,8 +439,8 @@ class SpecConfig(Written, frozen=True, kw_only=True):
 
     method: str
     draft_model: str | None = None
-    draft_tokens: int | None = None
-    draft_depth: int | None = None
+    draft_tokens: Depth | None = None
+    draft_depth: Depth | None = None
     options: dict[str, Any] = {}
 
 
@@ -435,13 +451,13 @@ class ServerConfig(Written, frozen=True, kw_only=True):
     model: str
     name: str | None = None
     spec: SpecConfig | None = None
-    tensor_parallel: int = 1
-    gpus: int | None = None
-    port: int = 0
+    tensor_parallel: AtLeastOne = 1
+    gpus: AtLeastOne | None = None
+    port: Annotated[int, Meta(ge=0, lt=1 << 16)] = 0
     executable: tuple[str, ...] = ()
-    env: dict[str, str] = {}
-    max_running: int | None = None
-    max_model_len: int | None = None
+    env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")], str] = {}
+    max_running: AtLeastOne | None = None
+    max_model_len: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
     extra_args: tuple[str, ...] = ()
 
 
@@ -471,7 +487,7 @@ class ServerInfo(Noun, frozen=True, kw_only=True):
     max_model_len: int | None = None
     max_running: int | None = None
     state: Literal["on", "off", "unknown"] = "unknown"
-    draft_depth: int | None = None
+    draft_depth: Depth | None = None
     spec_reported: str | None = None
     honours: Honours = Honours()
     simulated: bool = False
@@ -840,3 +856,55 @@ class Study:
     misstatement: Misstatement | None = None
     width: int = 100
     color: bool = False
+
+
+# ── sets of prompts ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFacts:
+    """What a built-in set holds. `scripts` are writing systems, the most frequent first."""
+
+    name: str
+    description: str
+    licence: str
+    prompts: int
+    turns: int
+    multi_turn: int
+    categories: Mapping[str, int]
+    subcategories: int
+    scripts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two prompts, their ids and the beginnings of their texts; `cosine` −1…1."""
+
+    cosine: float
+    ids: tuple[str, str]
+    texts: tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A category, or all: `cosine` is the mean over its pairs, None for one prompt."""
+
+    category: str
+    prompts: int
+    multi_turn: int
+    words: Distribution
+    cosine: float | None
+    nearest: Pair | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diversity:
+    """How unlike the prompts of a set are. `near_duplicates` are pairs at or over `bound`."""
+
+    source: str
+    embedder: str
+    categories: tuple[Spread, ...]
+    whole: Spread
+    pairs: tuple[Pair, ...]
+    bound: float | None = None
+    near_duplicates: int | None = None

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -20,18 +20,20 @@ from loadgen.types import SpecConfig
 
 T = TypeVar("T")
 
-MAX_FILE_BYTES = 16 << 20
+MAX_FILE_BYTES = 1 << 20
 
 
 def read_toml(path: Path, kind: type[T]) -> T:
     """The file as one `kind`. UserError: unreadable, not TOML, or not of that shape."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)  # not by its size: a device has none
+        if len(text) > MAX_FILE_BYTES:
             raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB; expected a small TOML file.")
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(text.decode())
     except OSError as fault:
         raise UserError(f"cannot read {path}: {fault.strerror}. Expected a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise UserError(f"{path} is not valid TOML: {fault}.") from None
     try:
         return msgspec.convert(raw, kind)
@@ -39,14 +41,21 @@ def read_toml(path: Path, kind: type[T]) -> T:
         raise UserError(f"{path}: {explain(str(fault), kind)}") from None
 
 
-def decode_row(line: bytes, decoder: msgspec.json.Decoder[T], kind: type[T], place: str) -> T:
-    """One JSONL row. UserError, naming `place`: not JSON, or not of that shape."""
+def decode_row(line: bytes, decoder: msgspec.json.Decoder[T], place: str) -> T:
+    """One JSONL row, or a whole JSON file. UserError, naming `place` and column: not that JSON."""
     try:
         return decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        said = re.sub(r"\(byte (\d+)\)", lambda at: f"(column {int(at[1]) + 1})", str(fault))
+        raise UserError(f"{place}: not valid JSON: {said}. Expected one object a line.") from None
+
+
+def convert_row(row: Mapping[str, Any], kind: type[T], place: str) -> T:
+    """A row as one `kind`. UserError, naming `place`: not of that shape."""
+    try:
+        return msgspec.convert(row, kind)
     except msgspec.ValidationError as fault:
         raise UserError(f"{place}: {explain(str(fault), kind)}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        raise UserError(f"{place}: not valid JSON: {fault}. Expected one object a line.") from None
 
 
 def explain(fault: str, kind: type) -> str:
@@ -98,6 +107,34 @@ def known_options(spec: SpecConfig, known: frozenset[str], engine: str) -> dict[
     return dict(spec.options)
 
 
+Drafter = Literal["required", "optional", "none"]
+"""Whether a method takes a draft model."""
+
+
+def drafter_fits(spec: SpecConfig, drafter: Drafter, engine: str) -> None:
+    """UserError: a draft model is missing, or there where the method has none."""
+    where = f"{engine}, method '{spec.method}'"
+    if spec.draft_model is None and drafter == "required":
+        raise UserError(f"{where}: expected draft_model, the drafter's id or path.")
+    if spec.draft_model is not None and drafter == "none":
+        raise UserError(f"{where} has no draft model; leave draft_model out.")
+
+
+def refuse_ours(spec: SpecConfig, ours: Mapping[str, str], engine: str) -> None:
+    """UserError: an option that is the engine's name for a key of [spec] itself."""
+    for key in spec.options:
+        if key in ours:
+            raise UserError(
+                f"{engine}, method '{spec.method}', '{key}': this is '{ours[key]}' of the [spec] "
+                "table itself."
+            )
+
+
+def flags(values: Mapping[str, object]) -> list[str]:
+    """Flags and their values as arguments; None leaves a flag out."""
+    return [w for f, value in values.items() if value is not None for w in (f, str(value))]
+
+
 # ── secrets in what users write ──────────────────────────────────────────────────────────────────
 
 _SECRET_FLAG = re.compile(r"^-.*(key|secret|password|token)$", re.IGNORECASE)
@@ -109,25 +146,35 @@ def is_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
-def masked(words: Sequence[str], secrets: list[str] | None = None) -> tuple[str, ...]:
-    """Arguments with the values of flags such as `--api-key` and `--hf-token` taken out.
-
-    The values are added to `secrets`, if it is given.
-    """
-    kept: list[str] = []
-    hide = False
+def _marked(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each argument as it may be shown, and the secret in it or "": `--api-key K`, `--token=T`."""
+    value_of_secret = False
     for word in words:
         flag, equals, value = word.partition("=")
         secret = _SECRET_FLAG.search(flag) is not None
-        kept.append("***" if hide else f"{flag}=***" if secret and equals else word)
-        if secrets is not None and (hide or (secret and equals)):
-            secrets.append(word if hide else value)
-        hide = secret and not equals and not hide
-    return tuple(kept)
+        if value_of_secret:
+            yield "***", word
+        elif secret and equals:
+            yield f"{flag}=***", value
+        else:
+            yield word, ""
+        value_of_secret = secret and not equals and not value_of_secret
+
+
+def masked(words: Sequence[str]) -> tuple[str, ...]:
+    """Arguments with the values of flags such as `--api-key` and `--hf-token` taken out."""
+    return tuple(shown for shown, _ in _marked(words))
 
 
 def secret_values(argv: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
     """What of a command and its environment may be in no log and no error."""
     found = [value for name, value in env.items() if is_secret(name)]
-    masked(argv, found)
+    found += [secret for _, secret in _marked(argv)]
     return tuple(value for value in found if len(value) > 3)
+
+
+def hide(text: str, secrets: Sequence[str]) -> str:
+    """The text with every secret masked: servers echo keys and arguments, exceptions echo URLs."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text

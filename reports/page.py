@@ -488,14 +488,15 @@ def positions(rows: Sequence[Row], width: int) -> Section:
         found, key=lambda f: (f[1] is best(f[0][1]), f[1].steps or 0, f[0][1].load.concurrency)
     )
     joint = acceptance.joint_by_position or ()
-    conditional = acceptance.conditional_by_position or ()
     last = max((j for j, share in enumerate(joint, 1) if share > 0), default=1)
+    # It ends where nothing was accepted before, which damaged counters can have in the middle.
+    conditional = (*(acceptance.conditional_by_position or ()), *[None] * last)
     exact = "" if acceptance.positions_exact else "; not drafted counts as rejected"
     text = f"Acceptance by draft position at {load_label(*row)}, from {acceptance.source}{exact}"
     columns = [Column("position", [str(j) for j in range(1, last + 1)])]
     for head, shares in (("joint\n%", joint[:last]), ("conditional\n%", conditional[:last])):
         columns.append(Column(head, [*map(units.hundredths, shares)]))
-        columns.append(Column("", [*map(bar, shares)], drop=1, left=True))
+        columns.append(Column("", [bar(s or 0.0) for s in shares], drop=1, left=True))
     rest = f"Nothing was accepted at positions {last + 1} to {len(joint)}."
     tail = wrapped(rest, width, style="dim") if last < len(joint) else []
     return [*wrapped(text, width, style="bold"), *grid(columns, width, tell=False), *tail]

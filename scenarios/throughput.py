@@ -25,7 +25,7 @@ from pathlib import Path
 
 from loadgen.errors import UserError, nearest
 from loadgen.types import U32, Dataset, Prompt, Recipe
-from scenarios.prompts import BUILTIN, read_jsonl
+from scenarios.prompts import BUILTIN, read_file
 
 TIERS = ("low_entropy", "mixed", "high_entropy")
 PER_TIER = 512
@@ -183,13 +183,13 @@ def _documentation() -> tuple[Document, ...]:
 
 def built_in_texts() -> tuple[str, ...]:
     """What the user says first in each prompt of the built-in set."""
-    return tuple(p.messages[-1].content for p in read_jsonl(BUILTIN))
+    return tuple(p.messages[-1].content for p in read_file(BUILTIN))
 
 
 def _passages() -> tuple[Document, ...]:
     """The longer paragraphs of the built-in set: without the questions that were asked on them."""
     found = []
-    for prompt in read_jsonl(BUILTIN):
+    for prompt in read_file(BUILTIN):
         paragraphs = [
             part.strip()
             for text in (prompt.messages[-1].content, *prompt.later_turns)

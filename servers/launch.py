@@ -144,14 +144,16 @@ async def _running(
     """
     import asyncio
 
+    from loadgen.errors import UserError
+    from loadgen.written import hide, secret_values
+
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    from loadgen.written import secret_values
-
-    log = Log(reader, on_log, secret_values(argv, os.environ | config.env))
+    secrets = secret_values(argv, os.environ | config.env)
+    log = Log(reader, on_log, lambda line: hide(line, secrets))
 
     def drain() -> None:
         if log.read():
@@ -161,6 +163,8 @@ async def _running(
     try:
         try:
             process = await _supervisor(argv, config, stop_s, theirs, writer)
+        except (OSError, ValueError) as fault:  # too long a list, a NUL, an "=" in a name
+            raise UserError(f"cannot start {argv[0]!r} with these arguments: {fault}.") from None
         finally:
             theirs.close()
             os.close(writer)
@@ -295,17 +299,17 @@ async def _ended(process: Process, pid: int, stop_s: float) -> None:
 class Log:
     """The last LOG_LINES lines of a pipe; `on_line` gets each as it is complete.
 
-    `secrets` are masked: servers print the arguments that they were started with.
+    `mask` takes secrets out: servers print the arguments that they were started with.
     """
 
     def __init__(
         self,
         pipe: int = -1,
         on_line: Callable[[str], None] | None = None,
-        secrets: Sequence[str] = (),
+        mask: Callable[[str], str] = str,
     ) -> None:
         self._pipe = pipe
-        self._secrets = secrets
+        self._mask = mask
         self.lines: deque[str] = deque(maxlen=LOG_LINES)
         self._on_line = on_line
         self._rest = b""
@@ -332,9 +336,7 @@ class Log:
             self._rest = b""
 
     def _add(self, raw: bytes) -> None:
-        line = clean(raw[:MAX_LINE].decode("utf-8", "replace"))
-        for secret in self._secrets:
-            line = line.replace(secret, "***")
+        line = self._mask(clean(raw[:MAX_LINE].decode("utf-8", "replace")))
         if line:
             self.lines.append(line)
             if self._on_line is not None:

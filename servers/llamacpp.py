@@ -38,7 +38,7 @@ GENERATED = "llamacpp:tokens_predicted_total"
 RUNNING = "llamacpp:requests_processing"
 WAITING = "llamacpp:requests_deferred"
 
-_POSITION = re.compile(re.escape(ACCEPTED_BY_POSITION) + r'\{position="(\d+)"\}$')
+_POSITION = re.compile(re.escape(ACCEPTED_BY_POSITION) + r'\{position="(\d{1,3})"\}$')
 
 
 # ── what its pages say ───────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +23,8 @@ from loadgen.protocol import chat_wire, completions_wire
 from loadgen.types import (
     FILES,
     LOST,
+    Count,
+    Depth,
     Engine,
     Request,
     Sampling,
@@ -33,8 +35,17 @@ from loadgen.types import (
     SpecCounters,
     Wire,
 )
-from loadgen.written import chain_depth, known_method, known_options
+from loadgen.written import (
+    chain_depth,
+    drafter_fits,
+    flags,
+    known_method,
+    known_options,
+    refuse_ours,
+)
+from servers.series import by_position, rows, total
 
+_AT = "token_position"
 ROWS = "iterations:"
 """Our series of the JSON page: sums over its rows, and the last row's gauges by rank."""
 
@@ -54,8 +65,8 @@ def counters(samples: Mapping[str, float]) -> SpecCounters:
             accepted_tokens=_whole(samples.get(f"{ROWS}numAcceptedTokens")),
             requests=_whole(samples.get(f"{ROWS}numCompletedRequests")),
         )
-    drafted = _by_position(samples, "spec_decode_drafted_tokens_total")
-    accepted = _by_position(samples, "spec_decode_accepted_tokens_total")
+    drafted = by_position(samples, _AT, *_names("spec_decode_drafted_tokens_total"))
+    accepted = by_position(samples, _AT, *_names("spec_decode_accepted_tokens_total"))
     if drafted is not None:  # a position that never accepted has no series of its own
         accepted = (*(accepted or ()), *[0] * len(drafted))[: len(drafted)]
     return SpecCounters(
@@ -77,13 +88,13 @@ def load(samples: Mapping[str, float]) -> ServerLoad:
     """As the last iteration began. Rows have a rank each under attention DP: running requests are
     summed, the queue is rank 0's, the cache a mean."""
     if any(series.startswith(ROWS) for series in samples):
-        used, most = (_rows(samples, f"{ROWS}{n}NumBlocks").values() for n in ("used", "max"))
+        used, most = (rows(samples, f"{ROWS}{n}NumBlocks").values() for n in ("used", "max"))
         return ServerLoad(
             running=_total(samples, f"{ROWS}numActiveRequests"),
             waiting=_whole(samples.get(f'{ROWS}numQueuedRequests{{rank="0"}}')),
             kv_cache_use=sum(used) / sum(most) if sum(most) else None,
         )
-    kv = _rows(samples, "kv_cache_utilization").values()
+    kv = rows(samples, *_names("kv_cache_utilization")).values()
     return ServerLoad(
         running=_total(samples, "num_requests_running"),
         waiting=_total(samples, "num_requests_waiting"),
@@ -106,70 +117,58 @@ def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFa
     names = ("method", "draft tokens", "draft model")
     return ServerFacts(
         version=version if isinstance(version, str) else None,
-        max_model_len=_number(model.get("max_model_len")),
+        max_model_len=_number(model.get("max_model_len"), 1 << 30),
         max_running=_total(samples, "max_num_active_requests") or None,
         state="on" if told == "on" else "off" if told == "off" else "unknown",
-        draft_depth=_number(spec.get("spec_num_tokens")) if told == "on" else None,
+        draft_depth=_number(spec.get("spec_num_tokens"), 1000) if told == "on" else None,
         spec_reported=", ".join(f"{n} {p}" for n, p in zip(names, parts, strict=True) if p) or None
         if told == "on"
         else None,
     )
 
 
-def _rows(samples: Mapping[str, float], family: str) -> dict[str, float]:
-    """Series of exactly this family, with or without the prefix."""
-    return {
-        row: value
-        for row, value in samples.items()
-        if row.partition("{")[0].removeprefix("trtllm_") == family
-    }
+def _names(family: str) -> tuple[str, str]:
+    """With the prefix, and without it."""
+    return f"trtllm_{family}", family
 
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def _number(label: str | None) -> int | None:
-    return int(label) if label is not None and label.isdecimal() and int(label) else None
+def _number(label: str | None, most: int) -> int | None:
+    known = label is not None and re.fullmatch(r"[1-9][0-9]{0,8}", label)
+    return int(label or 0) if known and int(label or 0) <= most else None
 
 
 def _total(samples: Mapping[str, float], family: str) -> int | None:
-    rows = _rows(samples, family)
-    return round(sum(rows.values())) if rows else None
-
-
-def _by_position(samples: Mapping[str, float], family: str) -> tuple[int, ...] | None:
-    found: Counter[int] = Counter()
-    for series, value in _rows(samples, family).items():
-        if at := re.search(r'[{,]token_position="(\d+)"', series):
-            found[int(at[1])] += round(value)
-    return tuple(found[j] for j in range(max(found) + 1)) if found else None
+    return total(samples, *_names(family))
 
 
 def _labels(samples: Mapping[str, float], family: str) -> dict[str, str]:
-    series = next(iter(_rows(samples, family)), "")
+    series = next(iter(rows(samples, *_names(family))), "")
     return dict(re.findall(r'[{,](\w+)="((?:[^"\\]|\\.)*)"', series))
 
 
 class _Spec(msgspec.Struct, rename="camel"):
-    num_draft_tokens: int
-    num_accepted_tokens: int
-    num_requests_with_draft_tokens: int
+    num_draft_tokens: Count
+    num_accepted_tokens: Count
+    num_requests_with_draft_tokens: Count
 
 
 class _Cache(msgspec.Struct, rename="camel"):
-    used_num_blocks: int
-    max_num_blocks: int
+    used_num_blocks: Count
+    max_num_blocks: Count
 
 
 class _Row(msgspec.Struct, rename="camel"):
     """One iteration of one rank."""
 
-    iter: int
-    num_active_requests: int = 0
-    num_queued_requests: int = 0
-    num_completed_requests: int = 0
-    attention_dp_rank: int = 0
+    iter: Count
+    num_active_requests: Count = 0
+    num_queued_requests: Count = 0
+    num_completed_requests: Count = 0
+    attention_dp_rank: Depth = 0
     spec_decoding_stats: _Spec | None = None
     kv_cache_stats: _Cache | None = None
 
@@ -266,12 +265,10 @@ def speculative_config(spec: SpecConfig) -> dict[str, Any]:
     """`speculative_config` of the YAML. UserError: unknown, missing or contradicting settings."""
     kind, drafter, own = _METHODS[known_method(spec, tuple(_METHODS), "trtllm")]
     where = f"trtllm, method '{spec.method}'"
-    _refuse_foreign(spec, where)
+    refuse_ours(spec, _OURS, "trtllm")
+    _refuse_ending(spec, where)
     options = known_options(spec, frozenset(f"{_COMMON} {own}".split()), "trtllm")
-    if spec.draft_model is None and drafter:
-        raise UserError(f"{where}: expected draft_model, the drafter's id or path.")
-    if spec.draft_model is not None and not drafter:
-        raise UserError(f"{where} has no draft model; leave draft_model out.")
+    drafter_fits(spec, "required" if drafter else "none", "trtllm")
     depth, nodes = _shape(spec, options, where)
     # MTP alone takes its depth from the checkpoint.
     if depth is None and spec.method != "mtp":
@@ -291,11 +288,9 @@ def speculative_config(spec: SpecConfig) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if value is not None}
 
 
-def _refuse_foreign(spec: SpecConfig, where: str) -> None:
-    """Keys that are [spec]'s own, and those that end speculation for good in mid-run."""
+def _refuse_ending(spec: SpecConfig, where: str) -> None:
+    """Keys that end speculation for good in mid-run."""
     for key in spec.options:
-        if key in _OURS:
-            raise UserError(f"{where}, '{key}': this is '{_OURS[key]}' of the [spec] table itself.")
         if key.startswith("acceptance_"):
             raise UserError(
                 f"{where}, '{key}': it switches speculation off for good once acceptance falls, so "
@@ -307,6 +302,12 @@ def _refuse_foreign(spec: SpecConfig, where: str) -> None:
 def _shape(spec: SpecConfig, options: Mapping[str, Any], where: str) -> tuple[int | None, ...]:
     """max_draft_len and max_total_draft_tokens: equal for a chain, depth and nodes for a tree."""
     choices, width = options.get("eagle_choices"), options.get("dynamic_tree_max_topK", 0)
+    if not isinstance(width, int):
+        raise UserError(f"{where}, dynamic_tree_max_topK = {width!r}: expected a whole number.")
+    if choices is not None and not (
+        isinstance(choices, list) and all(isinstance(path, list) for path in choices)
+    ):
+        raise UserError(f"{where}, eagle_choices = {choices!r}: expected a list of paths.")
     dynamic = bool(options.get("use_dynamic_tree", width))
     if choices is None and not dynamic and not width:
         depth = chain_depth(spec, "trtllm")
@@ -345,7 +346,7 @@ def _schedule(given: Any, where: str) -> dict[int, int]:
     """{batch size: draft length}; a key of a TOML table is text."""
     try:
         return {int(size): int(length) for size, length in given.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise UserError(
             f"{where}, draft_len_schedule = {given!r}: expected {{ batch size = draft length }}, "
             "as in { 4 = 5, 32 = 2 }."
@@ -393,14 +394,14 @@ def command(config: ServerConfig, port: int) -> list[str]:
         )
     argv = [*(config.executable or ("trtllm-serve",)), config.model]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--backend", "pytorch"]
-    flags = {
-        "--max_batch_size": config.max_running,
-        "--max_seq_len": config.max_model_len,
-        "--tp_size": config.tensor_parallel,
-        "--served_model_name": config.name,
-    }
-    for flag, value in flags.items():
-        argv += [] if value is None else [flag, str(value)]
+    argv += flags(
+        {
+            "--max_batch_size": config.max_running,
+            "--max_seq_len": config.max_model_len,
+            "--tp_size": config.tensor_parallel,
+            "--served_model_name": config.name,
+        }
+    )
     return [*argv, "--config", f"{FILES}/{_YAML}", *config.extra_args]
 
 

@@ -9,21 +9,29 @@ absent, not zero, when speculation is off. Must not: import vllm, derive a figur
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from loadgen.errors import UserError
 from loadgen.protocol import chat_wire, completions_wire
 from loadgen.types import Engine, ServerConfig, ServerFacts, ServerLoad, SpecConfig, SpecCounters
-from loadgen.written import chain_depth, known_method, known_options
+from loadgen.written import (
+    Drafter,
+    chain_depth,
+    drafter_fits,
+    flags,
+    known_method,
+    known_options,
+    refuse_ours,
+)
+from servers.series import by_position, rows, total
 
 SPEC = "vllm:spec_decode_"
 GENERATED = "vllm:generation_tokens_total"
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
 KV_USE = "vllm:kv_cache_usage_perc"
+_ACCEPTED = ("position", f"{SPEC}num_accepted_tokens_per_pos_total")
 
 
 def counters(samples: Mapping[str, float]) -> SpecCounters:
@@ -32,21 +40,21 @@ def counters(samples: Mapping[str, float]) -> SpecCounters:
     `drafts` are steps that had a draft; `steps` is not told. A family that is absent is None.
     """
     return SpecCounters(
-        drafts=_total(samples, f"{SPEC}num_drafts_total"),
-        draft_tokens=_total(samples, f"{SPEC}num_draft_tokens_total"),
-        accepted_tokens=_total(samples, f"{SPEC}num_accepted_tokens_total"),
-        accepted_by_position=_by_position(samples),
-        generated_tokens=_total(samples, GENERATED),
-        requests=_total(samples, "vllm:request_success_total"),
+        drafts=total(samples, f"{SPEC}num_drafts_total"),
+        draft_tokens=total(samples, f"{SPEC}num_draft_tokens_total"),
+        accepted_tokens=total(samples, f"{SPEC}num_accepted_tokens_total"),
+        accepted_by_position=by_position(samples, *_ACCEPTED),
+        generated_tokens=total(samples, GENERATED),
+        requests=total(samples, "vllm:request_success_total"),
     )
 
 
 def load(samples: Mapping[str, float]) -> ServerLoad:
     """Requests summed over engines; the KV cache's use is their mean, as caches are of one size."""
-    kv = _rows(samples, KV_USE).values()
+    kv = rows(samples, KV_USE).values()
     return ServerLoad(
-        running=_total(samples, RUNNING),
-        waiting=_total(samples, WAITING),
+        running=total(samples, RUNNING),
+        waiting=total(samples, WAITING),
         kv_cache_use=sum(kv) / len(kv) if kv else None,
     )
 
@@ -59,26 +67,8 @@ def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFa
     return ServerFacts(
         version=version if isinstance(version, str) else None,
         state="on" if on else "off" if vllm else "unknown",
-        draft_depth=len(_by_position(samples) or ()) or None,
+        draft_depth=len(by_position(samples, *_ACCEPTED) or ()) or None,
     )
-
-
-def _rows(samples: Mapping[str, float], family: str) -> dict[str, float]:
-    """Series of exactly this family: its `_created` twin has another name."""
-    return {row: value for row, value in samples.items() if row.partition("{")[0] == family}
-
-
-def _total(samples: Mapping[str, float], family: str) -> int | None:
-    rows = _rows(samples, family)
-    return round(sum(rows.values())) if rows else None
-
-
-def _by_position(samples: Mapping[str, float]) -> tuple[int, ...] | None:
-    found: Counter[int] = Counter()
-    for series, value in _rows(samples, f"{SPEC}num_accepted_tokens_per_pos_total").items():
-        if at := re.search(r'[{,]position="(\d+)"', series):
-            found[int(at[1])] += round(value)
-    return tuple(found[j] for j in range(max(found) + 1)) if found else None
 
 
 # ── how it is started ────────────────────────────────────────────────────────────────────────────
@@ -98,7 +88,7 @@ _SUFFIX = (
     " suffix_decoding_max_spec_factor suffix_decoding_min_token_prob"
 )
 # method → does it take a draft model, must k be given, its own keys.
-_METHODS: dict[str, tuple[str, bool, str]] = {
+_METHODS: dict[str, tuple[Drafter, bool, str]] = {
     "ngram": ("none", True, "prompt_lookup_max prompt_lookup_min"),
     "draft_model": ("required", True, "use_heterogeneous_vocab"),
     "eagle": ("required", True, ""),
@@ -113,18 +103,14 @@ _OURS = {"method": "method", "model": "draft_model", "num_speculative_tokens": "
 def speculative_config(spec: SpecConfig) -> dict[str, Any]:
     """The value of --speculative-config. UserError: unknown, missing or contradicting settings."""
     drafter, needs_depth, own = _METHODS[known_method(spec, tuple(_METHODS), "vllm")]
-    where = f"vllm, method '{spec.method}'"
-    for key, ours in _OURS.items():
-        if key in spec.options:
-            raise UserError(f"{where}, '{key}': this is '{ours}' of the [spec] table itself.")
+    refuse_ours(spec, _OURS, "vllm")
     options = known_options(spec, frozenset(f"{_COMMON} {own}".split()), "vllm")
     depth = chain_depth(spec, "vllm")
-    if spec.draft_model is None and drafter == "required":
-        raise UserError(f"{where}: expected draft_model, the drafter's id or path.")
-    if spec.draft_model is not None and drafter == "none":
-        raise UserError(f"{where} has no draft model; leave draft_model out.")
+    drafter_fits(spec, drafter, "vllm")
     if depth is None and needs_depth:
-        raise UserError(f"{where}: expected draft_depth, the tokens drafted ahead.")
+        raise UserError(
+            f"vllm, method '{spec.method}': expected draft_depth, the tokens drafted ahead."
+        )
     told = {"method": spec.method, "model": spec.draft_model, "num_speculative_tokens": depth}
     return {k: v for k, v in (told | options).items() if v is not None and k != _PER_REQUEST}
 
@@ -137,16 +123,16 @@ def command(config: ServerConfig, port: int) -> list[str]:
     prefix = config.executable or ("vllm",)
     argv = [*prefix, "--model" if prefix[-1].endswith(".api_server") else "serve", config.model]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--no-enable-prefix-caching"]
-    flags = {
-        "--served-model-name": config.name,
-        "--max-num-seqs": config.max_running,
-        "--max-model-len": config.max_model_len,
-        "-tp": config.tensor_parallel,
-    }
-    for flag, value in flags.items():
-        argv += [] if value is None else [flag, str(value)]
+    argv += flags(
+        {
+            "--served-model-name": config.name,
+            "--max-num-seqs": config.max_running,
+            "--max-model-len": config.max_model_len,
+            "-tp": config.tensor_parallel,
+        }
+    )
     if config.spec is not None:
-        argv += ["--speculative-config", json.dumps(speculative_config(config.spec))]
+        argv += ["--speculative-config", json.dumps(speculative_config(config.spec), default=str)]
         # Without a speculative config this flag stops the server from starting (0.33.0).
         if config.spec.options.get(_PER_REQUEST, True):
             argv += ["--per-request-spec-decode-metrics", "detailed"]
@@ -168,6 +154,6 @@ ENGINE = Engine(
     remembers=lambda method: method == "suffix",
     methods=tuple(_METHODS),
     command=command,
-    verified="metrics and streams seen on vLLM 0.32.0 (CPU build), 2026-11-24; launch flags read "
-    "in 0.33.0, not verified on a live server",
+    verified="0.32.0 (CPU build) live with none, ngram and draft_model, 2026-11-24; other methods, "
+    "and flags read in 0.33.0, not verified on a live server",
 )

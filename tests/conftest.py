@@ -1,4 +1,4 @@
-"""Servers for tests: the C server that streams on an exact schedule, and raw sockets."""
+"""For tests: the C server that streams on an exact schedule, and which processes there are."""
 
 from __future__ import annotations
 
@@ -51,3 +51,12 @@ def truth(truth_binary: Path) -> Iterator[Truth]:
         process.wait(timeout=10)
         if process.stderr is not None:
             process.stderr.close()
+
+
+def processes(word: str) -> list[int]:
+    """Processes with `word` in their arguments, in the order of their ids."""
+    listed = subprocess.run(
+        ["ps", "-ewwo", "pid=,args="], capture_output=True, text=True, check=True
+    )
+    rows = (line.split(None, 1) for line in listed.stdout.splitlines())
+    return sorted(int(row[0]) for row in rows if len(row) == 2 and word in row[1])

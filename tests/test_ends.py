@@ -14,6 +14,7 @@ from time import perf_counter
 import msgspec
 import pytest
 
+from tests.conftest import processes
 from tests.test_cli import asked, environment, measured
 
 __all__ = ["asked"]
@@ -28,15 +29,6 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     yield path, str(mark)
     for pid in processes(str(mark)):
         os.kill(pid, signal.SIGKILL)
-
-
-def processes(mark: str) -> list[int]:
-    """The supervisor and the server that were started with these words."""
-    listed = subprocess.run(
-        ["ps", "-ewwo", "pid=,args="], capture_output=True, text=True, check=True
-    )
-    rows = (line.split(None, 1) for line in listed.stdout.splitlines())
-    return [int(row[0]) for row in rows if len(row) == 2 and mark in row[1]]
 
 
 def until(happened: object, process: subprocess.Popen[str]) -> None:

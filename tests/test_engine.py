@@ -34,6 +34,7 @@ from loadgen.types import (
     Summary,
 )
 from servers import launch, llamacpp
+from tests.conftest import processes
 from tests.test_measure import job
 
 pytestmark = [
@@ -73,7 +74,7 @@ async def run(
 def scenario(tokens: int, *, ignore_eos: bool, requests: int, load: int = 4) -> Scenario:
     return Scenario(
         name="engine",
-        dataset=Dataset(limit=2),
+        dataset=Dataset(limit=22),
         loads=(ClosedLoop(concurrency=load),),
         stop=Stop(requests=requests),
         sampling=Sampling(max_output_tokens=tokens, ignore_eos=ignore_eos),
@@ -113,7 +114,7 @@ async def test_steps_close_with_overrun_where_answers_end_by_themselves(
     model: str, tmp_path: Path
 ) -> None:
     """Without ignore_eos: S = T + O − R − A, O at most k a stopped request."""
-    asked = scenario(160, ignore_eos=False, requests=12)
+    asked = scenario(160, ignore_eos=False, requests=22)
     summary, records = await run(model, NGRAM, asked, tmp_path)
     figures, counters = source(summary, PER_REQUEST), source(summary, COUNTERS)
     measured = completed([r for r in records if r.phase == summary.phases[0].name])
@@ -173,21 +174,6 @@ async def test_known_answer(model: str, tmp_path: Path) -> None:
     assert figures.acceptance_length_drafted == pytest.approx(expected, abs=error)
 
 
-def processes(word: str) -> set[int]:
-    """Processes with `word` in their arguments."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if word.encode() in words:
-                found.add(int(entry.name))
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 def test_kill_9_of_a_demo_leaves_no_server(model: str, tmp_path: Path) -> None:
     mine = tmp_path / "only-this-test.gguf"
     mine.symlink_to(model)
@@ -203,7 +189,7 @@ def test_kill_9_of_a_demo_leaves_no_server(model: str, tmp_path: Path) -> None:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert processes(str(mine)) - {process.pid}, "there is a server to leave behind"
+        assert set(processes(str(mine))) - {process.pid}, "there is a server to leave behind"
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=10)
         deadline = time.monotonic() + 20

@@ -33,7 +33,7 @@ LAYERS: Mapping[str, frozenset[str]] = {
         "acceptance answers arrivals bounds capacity checks compare matrix metrics misstatement"
         " plan protocol stats stepcost store summarize tokens written",
     ),
-    "edge": _modules("loadgen", "scrape transport"),
+    "edge": _modules("loadgen", "embed scrape transport"),
     "loops": _modules("loadgen", "measure monitor preflight runner sweep"),
     "cli": _modules("loadgen", "cli"),
 }
@@ -58,7 +58,7 @@ FOREIGN: Mapping[str, tuple[frozenset[str], bool]] = {
     "asyncio": (ASYNC, False),
     "aiohttp": (ASYNC, False),
     "uvloop": (_modules("loadgen", "cli") | _modules("servers", "simulator"), True),
-    "numpy": (LAYERS["pure"], True),
+    "numpy": (LAYERS["pure"] | _modules("scenarios", "diversity embedders"), True),
     "transformers": (_modules("loadgen", "tokens"), True),
     "openai": (_modules("loadgen", "preflight"), True),
     "xllamacpp": (_modules("servers", "llamacpp"), True),
@@ -66,12 +66,13 @@ FOREIGN: Mapping[str, tuple[frozenset[str], bool]] = {
     "sglang": (frozenset(), True),
     "tensorrt_llm": (frozenset(), True),
     "torch": (frozenset(), True),
-    "importlib": (_modules("loadgen", "cli"), False),
+    "onnxruntime": (_modules("scenarios", "embedders"), True),
+    "importlib": (_modules("loadgen", "cli") | _modules("scenarios", "embedders"), False),
 }
 """Package → who may import it, and whether only lazily: in a function or under TYPE_CHECKING."""
 
-NO_ENGINE = _modules("servers", "launch")
-NO_RENDER = _modules("reports", "units page live prometheus")
+NO_ENGINE = _modules("servers", "launch series simulated dialects pages")
+NO_RENDER = _modules("reports", "units page live prometheus datasets")
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal
 
+import aiohttp
 import msgspec
 import openai
 import pytest
@@ -20,6 +21,7 @@ from loadgen.store import read
 from loadgen.summarize import summarize
 from loadgen.types import (
     ClosedLoop,
+    Completed,
     Dataset,
     Message,
     Prompt,
@@ -34,30 +36,37 @@ from loadgen.types import (
 from loadgen.written import masked
 from scenarios import prompts as sets
 from scenarios import random_control, throughput
+from servers import llamacpp, simulator, trtllm
 from servers import openai as generic
-from servers import simulator
+from servers.simulated import preset
 
 SCENARIO = Scenario(
     name="t",
-    dataset=Dataset(categories=("coding", "roleplay"), limit=4),
+    dataset=Dataset(categories=("coding", "roleplay"), limit=8),
     loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
     sampling=Sampling(max_output_tokens=40),
     warmup_requests=2,
 )
-ENGINES = {"simulated": simulator.ENGINE, "openai": generic.ENGINE}
+ENGINES = {e.name: e for e in (simulator.ENGINE, generic.ENGINE, llamacpp.ENGINE, trtllm.ENGINE)}
 
 
 @contextlib.asynccontextmanager
-async def simulated(method: str = "eagle3") -> AsyncIterator[str]:
-    settings = simulator.preset(method, base_s=1e-3, per_token_s=1e-6, prefill_s_per_token=1e-6)
+async def simulated(method: str = "eagle3", **changes: Any) -> AsyncIterator[str]:
+    settings = preset(method, **({"time_scale": 0.1} | changes))
     async with TestServer(simulator.app(settings)) as server:
         yield str(server.make_url("")).rstrip("/")
+
+
+async def truth(url: str) -> dict[str, Any]:
+    async with aiohttp.ClientSession() as http, http.get(url + "/truth") as response:
+        found: dict[str, Any] = await response.json()
+        return found
 
 
 def job(out: Path, scenario: Scenario = SCENARIO, **changes: Any) -> Job:
     fields: dict[str, Any] = {
         "scenario": scenario,
-        "prompts": sets.read(scenario.dataset),
+        "prompts": sets.read(scenario.dataset).prompts,
         "warmup": sets.warmup(),
         "engines": ENGINES,
         "out": out,
@@ -74,7 +83,8 @@ async def run(url: str, out: Path, **changes: Any) -> tuple[Summary, list[Reques
     path, reason = await measure(url, job(out, **changes))
     assert reason == "completed"
     records = [r for r in read(path).records if isinstance(r, RequestRecord)]
-    return summarize(read(path), simulator.ENGINE), records
+    found = read(path)
+    return summarize(found, ENGINES[found.info.server.engine]), records
 
 
 async def test_every_source_says_what_the_simulator_did(tmp_path: Path) -> None:
@@ -129,7 +139,7 @@ async def test_an_independent_peer_counts_the_same_tokens(tmp_path: Path) -> Non
             for r in records
             if r.phase == "c=4" and r.turn == 0
         }
-        asked = {p.prompt_id: p for p in sets.read(SCENARIO.dataset)}
+        asked = {p.prompt_id: p for p in sets.read(SCENARIO.dataset).prompts}
         gate = asyncio.Semaphore(4)
         async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="none") as client:
             models = await client.models.list()
@@ -157,6 +167,62 @@ async def test_an_independent_peer_counts_the_same_tokens(tmp_path: Path) -> Non
     assert theirs == ours
 
 
+async def test_nine_intervals_in_ten_hold_the_truth(tmp_path: Path) -> None:
+    """Acceptance length of every category and of all, at four loads; deterministic by the seed."""
+    scenario = Scenario(
+        name="t",
+        dataset=Dataset(limit=44),
+        loads=tuple(ClosedLoop(concurrency=c) for c in (1, 8, 32, 64)),
+        sampling=Sampling(max_output_tokens=40),
+        warmup_requests=1,
+    )
+    async with simulated("eagle3", model="70b", time_scale=0.0, max_running=64) as url:
+        summary, _ = await run(
+            url, tmp_path, scenario=scenario, prompts=sets.read(scenario.dataset).prompts
+        )
+        told = await truth(url)
+    held = []
+    expected = {c: told["categories"][c]["expected"] for c in told["categories"] if c != "default"}
+    tokens, steps = (sum(e[n] for e in expected.values()) for n in ("decode_tokens", "steps"))
+    for phase in (p for p in summary.phases if p.measured):
+        figures = [(phase.acceptance[0], tokens / steps)]
+        for row in phase.categories:
+            assert row.acceptance is not None
+            figures.append((row.acceptance, expected[row.category]["acceptance_length"]))
+        held += [a.interval.low <= al <= a.interval.high for a, al in figures if a.interval]
+    assert len(held) == 4 * 12
+    assert sum(held) >= 0.9 * len(held)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "method"),
+    [("vllm", "ngram"), ("llamacpp", "none"), ("llamacpp", "ngram"), ("trtllm", "eagle3")],
+)
+async def test_every_dialect_is_measured_as_its_engine(
+    dialect: str, method: str, tmp_path: Path
+) -> None:
+    """Found by asking, read by the engine's own file, and never taken for the real one."""
+    async with simulated(method, dialect=dialect, time_scale=0.02) as url:
+        summary, records = await run(url, tmp_path)
+        overall = (await truth(url))["overall"]
+    server = summary.info.server
+    assert server.engine == {"vllm": "simulated"}.get(dialect, dialect)
+    assert server.simulated
+    assert all(r.outcome == Completed() for r in records)
+    for phase in (p for p in summary.phases if p.measured and method != "none"):
+        best = phase.acceptance[0]
+        assert best.acceptance_length is not None
+        assert best.steps is not None
+        mine = [r for r in records if r.phase == phase.name]
+        assert best.acceptance_length * best.steps == pytest.approx(
+            sum(r.osl_tokens for r in mine) - len(mine)
+        )
+    if method != "none" and dialect != "trtllm":  # whose requests tell no drafts
+        drafts = [r.spec.drafts or 0 for r in records if r.spec is not None]
+        probe_and_warm_up = overall["drafts"] - sum(drafts)
+        assert 0 <= probe_and_warm_up < overall["drafts"] / 4
+
+
 async def test_the_chat_api_is_measured_too(tmp_path: Path) -> None:
     async with simulated() as url:
         summary, records = await run(url, tmp_path, attach=Attach(api="chat"))
@@ -167,7 +233,7 @@ async def test_the_chat_api_is_measured_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "kept"), [("cut", 2000), ("all", 5000), ("none", None)])
 async def test_texts_in_the_file(tmp_path: Path, text: str, kept: int | None) -> None:
     long = msgspec.structs.replace(
-        sets.read(SCENARIO.dataset)[0],
+        sets.read(SCENARIO.dataset).prompts[0],
         messages=(Message(role="user", content="word " * 1000),),
         later_turns=(),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,3 +87,22 @@ def test_a_drafter_that_remembers_never_sees_a_prompt_twice() -> None:
 def test_nothing_to_send_is_the_users_error(loads: tuple[int, ...], count: int) -> None:
     with pytest.raises(UserError):
         make_plan(scenario(*loads), prompts(count))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"repeats": 10**9}, "repeats"),
+        ({"warmup_requests": 10**9}, "warmup_requests"),
+        ({"stop": Stop(requests=10**12)}, "stop.requests"),
+        ({"stop": Stop(requests=10**6), "repeats": 2}, "2,000,000 dialogues in all"),
+        ({"stop": Stop(duration_s=float("nan"))}, "stop.duration_s"),
+        ({"loads": ()}, "loads"),
+        ({"loads": (ClosedLoop(concurrency=10**9),)}, "concurrency"),
+    ],
+)
+def test_a_plan_that_memory_or_time_cannot_hold_is_refused(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        make_plan(msgspec.structs.replace(scenario(1), **changes), prompts(2))

@@ -8,6 +8,7 @@ import math
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,14 @@ from loadgen.types import (
     SpecConfig,
 )
 from loadgen.written import read_toml
-from servers import simulator
-from servers.simulator import BATCH, ENGINE, MODEL, Answer, Batch, Settings, preset
+from servers import simulated, simulator
+from servers.simulated import Answer, Batch, preset
+from servers.simulator import ENGINE, LOOP, Loop
 
 CONFIGS = Path(__file__).parent.parent / "servers" / "configs"
-FAST: dict[str, Any] = {"base_s": 0.0, "per_token_s": 0.0, "prefill_s_per_token": 0.0}
-METHODS = ["none", "eagle3", "ngram"]
+MODEL = "simulated-8b"
+FAST: dict[str, Any] = {"time_scale": 0.0}
+METHODS = ["none", "eagle3", "ngram", "mtp", "draft_model"]
 
 
 class Simulated:
@@ -48,7 +51,7 @@ class Simulated:
 
     def __init__(self, server: TestServer, http: aiohttp.ClientSession) -> None:
         self.url = str(server.make_url("/")).rstrip("/")
-        self.batch: Batch = server.app[BATCH]
+        self.batch: Batch = server.app[LOOP].batch
         self.http = http
 
     async def get(self, path: str) -> Any:
@@ -146,9 +149,9 @@ async def test_an_answer_ends_by_eos_or_by_its_limit() -> None:
         told = await server.get("/truth")
     for record in records:
         ids = list(record.output_token_ids or ())
-        assert record.finish_reason == ("stop" if ids[-1] == simulator.EOS else "length")
+        assert record.finish_reason == ("stop" if ids[-1] == simulated.EOS else "length")
         assert record.usage_tokens == record.osl_tokens == len(ids) <= 25
-        assert simulator.EOS not in ids[:-1]
+        assert simulated.EOS not in ids[:-1]
     assert {r.finish_reason for r in records} == {"stop", "length"}
     assert told["overall"]["finished"] == 40
 
@@ -157,7 +160,7 @@ async def test_text_and_ids_say_the_same() -> None:
     async with running() as server:
         records = await server.ask(prompts(3), osl=9, ignore_eos=True)
     for record in records:
-        assert simulator.encode(record.text or "") == list(record.output_token_ids or ())
+        assert simulated.encode(record.text or "") == list(record.output_token_ids or ())
 
 
 # ── what it counts ───────────────────────────────────────────────────────────────────────────────
@@ -250,8 +253,8 @@ def test_positions_are_accepted_as_often_as_the_settings_say() -> None:
     for prompt in prompts(100):
         answer = make_answer(batch, prompt, limit=10_000)
         for _ in range(201):  # the prefill is no decode step
-            answer.step()
-    told = simulator.told(batch.tallies["default"], 3)
+            answer.step(0.0)
+    told = simulated.told(batch.tallies["default"], 3)
     reached = [told["drafts"], *told["accepted_by_position"]]
     assert reached[0] == 20_000
     for j, expected in enumerate((0.8, 0.6, 0.3)):
@@ -275,10 +278,16 @@ async def test_the_running_limit_holds() -> None:
 async def test_the_prefill_budget_spreads_a_burst_over_steps() -> None:
     batch = Batch(preset("none", prefill_budget=25, **FAST))
     for prompt in prompts(5, isl=10):
-        batch.add(make_answer(batch, prompt))
-    assert [len(batch._admitted()) for _ in range(4)] == [2, 2, 1, 0]
-    batch.add(make_answer(batch, array("I", range(100))))
-    assert len(batch._admitted()) == 1, "a prompt longer than the budget still begins"
+        batch.waiting[make_answer(batch, prompt)] = None
+    assert [played(batch).prefilled for _ in range(4)] == [25, 23, 2, 0]
+    batch.waiting[make_answer(batch, array("I", range(100)))] = None
+    assert [played(batch).prefilled for _ in range(6)] == [20, 20, 20, 20, 20, 0]
+
+
+def played(batch: Batch) -> simulated.Iteration:
+    batch.plan()
+    batch.finish(0.0)
+    return batch.rows[-1]
 
 
 def make_answer(batch: Batch, prompt: U32, limit: int = 10) -> Answer:
@@ -302,16 +311,15 @@ class Clock:
 
 async def steps_on(clock: Clock, tokens: int) -> float:
     """Time of one request of `tokens` in 1 s steps."""
-    settings = preset("none", base_s=1.0, per_token_s=0.0, prefill_s_per_token=0.0)
-    batch = Batch(settings)
-    batch.now, batch.sleep = clock, clock.sleep
-    answer = make_answer(batch, prompts(1)[0], limit=tokens)
-    batch.add(answer)
-    task = asyncio.create_task(batch.run())
-    while await answer.cuts.get() < tokens:
-        pass
+    loop = Loop(preset("none", noise=0.0))
+    loop.now, loop.sleep = clock, clock.sleep
+    planned = loop.batch.plan
+    loop.batch.plan = lambda: planned() * 0 + 1.0  # type: ignore[method-assign]
+    answer = make_answer(loop.batch, prompts(1)[0], limit=tokens)
+    task = asyncio.create_task(loop.run())
+    await loop.answered(answer, lambda end: None)
     task.cancel()
-    return clock.now - 100.0
+    return answer.last_at - 100.0
 
 
 async def test_late_wakings_do_not_add_up() -> None:
@@ -321,15 +329,6 @@ async def test_late_wakings_do_not_add_up() -> None:
 async def test_a_machine_that_falls_behind_does_not_catch_up_in_a_burst() -> None:
     """The third step is 10 s late: what was missed is missed, the next take their full time."""
     assert await steps_on(Clock(0.0, 0.0, 10.0, 0.0), 8) == 18.0
-
-
-@pytest.mark.parametrize("k", [1, 3, 7])
-def test_the_gain_shrinks_with_the_load(k: int) -> None:
-    settings = Settings()
-    costs = [settings.step_s(b * (k + 1)) / settings.step_s(b) for b in (1, 8, 64, 512)]
-    assert costs == sorted(costs)
-    assert costs[0] < 1.05
-    assert costs[-1] > 1.5
 
 
 async def test_a_client_that_leaves_frees_its_slot_and_stays_counted() -> None:
@@ -352,7 +351,7 @@ async def test_a_client_that_leaves_frees_its_slot_and_stays_counted() -> None:
 async def test_when_the_loop_dies_open_requests_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streamed, whole, and those that come later: told, none hangs."""
     async with running("eagle3") as server, asyncio.timeout(20):
-        monkeypatch.setattr(Answer, "step", lambda answer: 1 / 0)
+        monkeypatch.setattr(Answer, "step", lambda answer, now: 1 / 0)
         faults: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
         body = {"prompt": [5]}
@@ -418,10 +417,10 @@ def test_the_built_in_prompts_are_of_the_eleven_categories() -> None:
     settings = preset("eagle3", 3)
     categories = set(Batch(settings).known.values())
     assert len(categories) == 11
-    assert categories | {"default"} == set(settings.conditional)
+    assert categories | {"default", "trivial", "latched"} == set(settings.conditional)
 
 
-@pytest.mark.parametrize("method", ["eagle3", "ngram"])
+@pytest.mark.parametrize("method", METHODS[1:])
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_presets_have_a_probability_for_every_position(method: str, k: int) -> None:
     for row in preset(method, k).conditional.values():
@@ -439,7 +438,7 @@ def test_presets_have_a_probability_for_every_position(method: str, k: int) -> N
     ],
 )
 def test_the_toy_tokenizer_is_the_same_in_every_process(text: str, ids: list[int]) -> None:
-    assert simulator.encode(text) == ids
+    assert simulated.encode(text) == ids
 
 
 # ── the API ──────────────────────────────────────────────────────────────────────────────────────
@@ -584,18 +583,18 @@ def test_the_configs_that_come_along_start_what_they_name(path: Path) -> None:
 def test_the_command_line_says_every_setting() -> None:
     spec = SpecConfig(method="ngram", draft_depth=4, options={"coverage": 0.2})
     config = ServerConfig(
-        engine="simulated", model=MODEL, spec=spec, max_running=9, extra_args=("--base-s", "0.1")
+        engine="simulated", model=MODEL, spec=spec, max_running=9, extra_args=("--noise", "0.1")
     )
     argv = simulator.command(config, 1)
     _, port, settings = simulator.parsed(argv[argv.index("--port") :])
     assert (settings.method, settings.draft_depth, settings.coverage) == ("ngram", 4, 0.2)
-    assert (port, settings.max_running, settings.base_s, settings.seed) == (1, 9, 0.1, 0)
+    assert (port, settings.max_running, settings.noise, settings.seed) == (1, 9, 0.1, 0)
 
 
 @pytest.mark.parametrize(
     ("model", "spec", "said"),
     [
-        ("llama", None, "serves 'simulated-8b', not 'llama'"),
+        ("simulated-80b", None, "did you mean 'simulated-8b'"),
         (MODEL, SpecConfig(method="eagle"), "did you mean 'eagle3'"),
         (MODEL, SpecConfig(method="ngram", options={"coverge": 1}), "did you mean 'coverage'"),
         (MODEL, SpecConfig(method="ngram", draft_depth=0), "expected 1 or more"),
@@ -610,3 +609,69 @@ def test_what_it_cannot_simulate_is_refused(model: str, spec: SpecConfig | None,
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'ngram'"):
         preset("n-gram")
+
+
+# ── other dialects over HTTP ─────────────────────────────────────────────────────────────────────
+
+
+async def streamed(server: Simulated, path: str, body: Any) -> list[Any]:
+    async with server.http.post(server.url + path, json=body) as response:
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        lines = [ln[6:] for ln in (await response.text()).split("\n") if ln.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+async def test_sglangs_own_api_streams_all_so_far_or_what_is_new(incremental: bool) -> None:
+    ask = {"max_new_tokens": 20, "ignore_eos": True, "temperature": 0}
+    body = {"input_ids": [5, 6, 7], "sampling_params": ask}
+    async with running("eagle3", dialect="sglang", incremental=incremental) as server:
+        whole = (await server.post("/generate", body))[1]
+        events = await streamed(server, "/generate", body | {"stream": True})
+        told = (await server.get("/truth"))["overall"]
+    ids = [e["output_ids"] for e in events]
+    assert ([*chain(*ids)] if incremental else ids[-1]) == whole["output_ids"]
+    assert len(whole["output_ids"]) == 20
+    assert len(events) - 1 == events[-1]["meta_info"]["spec_verify_ct"]
+    metas = [whole["meta_info"], events[-1]["meta_info"]]
+    assert sum(m["spec_verify_ct"] for m in metas) == told["steps"]
+    assert sum(m["spec_num_correct_drafts"] for m in metas) == told["accepted_tokens"]
+
+
+async def test_sglang_refuses_inside_the_stream_what_does_not_fit() -> None:
+    """Its sample's error: HTTP 200 and an event (engines.md §3.2)."""
+    body = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 99}}
+    async with running(dialect="sglang", max_model_len=64) as server:
+        (event,) = await streamed(server, "/generate", body | {"stream": True})
+        status, _ = await server.post("/generate", body)
+    assert set(event["error"]) == {"message", "type", "code", "retryable"}
+    assert (event["error"]["code"], status) == (400, 400)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"return_token_ids": True}, "'extra_forbidden', 'loc': ('body', 'return_token_ids')"),
+        ({"stream_options": {}}, "stream_options can only be set when stream is true"),
+    ],
+)
+async def test_tensorrt_llm_refuses_fields_that_it_does_not_know(more: Any, said: str) -> None:
+    async with running(dialect="trtllm") as server:
+        body = {"model": MODEL, "prompt": [5]}
+        status, answer = await server.post("/v1/completions", body | more)
+        fine, _ = await server.post("/v1/completions", body | {"max_tokens": 3})
+    assert (status, fine) == (400, 200)
+    assert said in answer["error"]
+
+
+async def test_llama_cpp_renders_a_template_and_tokenizes_it() -> None:
+    messages = [{"role": "user", "content": "Hello there"}]
+    async with running(dialect="llamacpp") as server:
+        _, rendered = await server.post("/apply-template", {"messages": messages})
+        _, found = await server.post("/tokenize", {"content": rendered["prompt"]})
+        status, answer = await server.post(
+            "/completion", {"prompt": found["tokens"], "n_predict": 4}
+        )
+    assert found["tokens"] == simulated.encode("user\nHello there\nassistant\n")
+    assert (status, answer["tokens_predicted"]) == (200, 4)

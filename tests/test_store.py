@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen import __version__
 from loadgen.errors import ServerError, UserError
 from loadgen.store import Store, read, run_path
 from loadgen.types import (
@@ -141,6 +142,8 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
         Store(tmp_path / "file" / "run.jsonl", run_info())
+    with pytest.raises(UserError, match="File name too long"):
+        Store(run_path(tmp_path / ("x" * 300), "2026-11-24T12:00:00Z", "a"), run_info())
 
 
 def test_a_full_disk_ends_the_run_and_says_so(
@@ -168,3 +171,96 @@ def test_a_disk_full_from_the_start_leaves_no_file(
     with pytest.raises(UserError, match="--out DIR"):
         Store(tmp_path / "run.jsonl", run_info())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_follows_a_line_that_was_cut_short_is_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk with room again: RunEnd must not stand on the torn line."""
+    store = Store(tmp_path / "run.jsonl", run_info())
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: whole(fd, data[: len(data) // 2]))
+    with pytest.raises(ServerError, match="cut short"):
+        store.append(G2[0])
+    monkeypatch.undo()
+    store.append(RECORDS[-1])
+    store.close()
+    end, caveat = read(store.path).records
+    assert end == RECORDS[-1]
+    assert isinstance(caveat, Caveat)
+    assert caveat.message.endswith("skipped: 2.")
+
+
+def test_skipped_lines_are_named_ten_of_them_at_most(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.jsonl", *G2)
+    lines = path.read_bytes().splitlines()
+    for damaged, said in ((1, "skipped: 2."), (12, "4, 5, 6, 7, 8, 9, 10, 11 and 2 more.")):
+        path.write_bytes(b"\n".join([lines[0], *[b"{oops"] * damaged, *lines[1:]]) + b"\n")
+        *records, caveat = read(path).records
+        assert tuple(records) == G2
+        assert isinstance(caveat, Caveat)
+        assert caveat.message.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "readable"),
+    [
+        ({}, True),
+        ({"end_s": G2[0].sent_s}, True),
+        ({"end_s": G2[0].sent_s - 0.001}, False),
+        ({"chunk_tokens": G2[0].chunk_gaps_us[:1]}, False),
+        ({"osl_tokens": -1}, False),
+        ({"sent_s": -1e300}, False),
+    ],
+)
+def test_a_record_that_no_run_can_have_is_damage(
+    tmp_path: Path, changes: dict[str, object], readable: bool
+) -> None:
+    record = msgspec.structs.replace(G2[0], **changes)
+    found = list(read(write(tmp_path / "run.jsonl", record)).records)
+    assert (found == [record]) is readable
+    assert readable or (isinstance(found[0], Caveat) and found[0].code == "torn-lines")
+
+
+def test_a_type_that_this_very_version_does_not_know_is_damage(tmp_path: Path) -> None:
+    for version, damaged in ((__version__, True), ("99.0", False)):
+        client = msgspec.structs.replace(run_info().client, draftload=version)
+        store = Store(tmp_path / f"{version}.jsonl", run_info(client=client))
+        store.close()
+        with store.path.open("ab") as file:
+            file.write(b'{"type":"requesu","x":1}\n')
+        assert bool(list(read(store.path).records)) is damaged
+
+
+def test_half_characters_of_a_header_do_not_end_a_run(tmp_path: Path) -> None:
+    """aiohttp gives undecodable bytes of a Location as lone surrogates; JSON has none."""
+    refused = msgspec.structs.replace(G2[0], outcome=Refused(status=302, message="to \udcff"))
+    (record,) = read(write(tmp_path / "run.jsonl", refused)).records
+    assert record == msgspec.structs.replace(refused, outcome=Refused(status=302, message="to ?"))
+
+
+def test_a_text_too_long_for_a_line_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadgen.store.MAX_LINE_BYTES", 2000)
+    long = msgspec.structs.replace(G2[0], text="x" * 2000)
+    path = write(tmp_path / "run.jsonl", long, G2[1])
+    assert list(read(path).records) == [msgspec.structs.replace(long, text=None), G2[1]]
+    with path.open("ab") as file:
+        file.write(b"x" * 9000 + b"\n" + msgspec.json.encode(RECORDS[-1]) + b"\n")
+    *_, end, caveat = read(path).records
+    assert end == RECORDS[-1]
+    assert isinstance(caveat, Caveat)
+    assert caveat.message.startswith("1 line of run.jsonl")
+
+
+@pytest.mark.parametrize("fault", [errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    def refuses(*_: object) -> int:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(os, "open", refuses)
+    with pytest.raises(UserError, match=f"{os.strerror(fault)}. Give a folder"):
+        Store(tmp_path / "run.jsonl", run_info())

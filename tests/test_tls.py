@@ -15,6 +15,7 @@ from loadgen.errors import UserError
 from loadgen.measure import Attach, measure
 from loadgen.transport import tls_context
 from servers import simulator
+from servers.simulated import preset
 from tests.test_measure import job
 
 CA = trustme.CA()
@@ -45,7 +46,7 @@ async def secured(*, asks_who: bool = False) -> AsyncIterator[str]:
     if asks_who:
         CA.configure_trust(context)
         context.verify_mode = ssl.CERT_REQUIRED
-    settings = simulator.preset("eagle3", base_s=1e-4, per_token_s=1e-6, prefill_s_per_token=1e-6)
+    settings = preset("eagle3", time_scale=0.05)
     server = TestServer(simulator.app(settings), scheme="https")
     await server.start_server(ssl=context)
     try:

@@ -38,7 +38,7 @@ pytestmark = [
 DEPTH = 3
 SCENARIO = Scenario(
     name="vllm",
-    dataset=Dataset(limit=1),
+    dataset=Dataset(limit=11),
     loads=(ClosedLoop(concurrency=1), ClosedLoop(concurrency=4)),
     sampling=Sampling(temperature=0.0, max_output_tokens=40),
     warmup_requests=1,
