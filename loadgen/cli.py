@@ -14,8 +14,9 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 from array import array
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -493,19 +494,22 @@ def scenarios() -> None:
     """The scenarios that come with draftload."""
     from scenarios import prompts as sets
 
+    width, left = min(_study([], []).width, 110), " " * 16
     for name in sets.names():
         scenario = sets.scenario(name)
-        maker = _maker(scenario.dataset)
-        count = (
-            len(sets.read(scenario.dataset).prompts)
-            if maker is None
-            else maker.count(scenario.dataset)
-        )
+        data, asked = scenario.dataset, scenario.sampling
+        maker = _maker(data)
+        made = sum(maker.counts(data).values()) if maker is not None else 0
+        count = made or len(sets.read(data).prompts)
         loads = ",".join(str(load.concurrency) for load in scenario.loads)
-        print(f"{name:<16}{scenario.description}")
         print(
-            f"{'':<16}{count} prompts, -c {loads}, "
-            f"≤ {scenario.sampling.max_output_tokens} tokens, T {scenario.sampling.temperature:g}"
+            textwrap.fill(
+                scenario.description, width, initial_indent=f"{name:<16}", subsequent_indent=left
+            )
+        )
+        print(
+            f"{left}{count:,} prompts, {f'--isl {data.isl_tokens}, ' if made else ''}-c {loads}, "
+            f"≤ {asked.max_output_tokens} tokens, T {asked.temperature:g}"
         )
 
 
@@ -525,7 +529,8 @@ def _datasets(context: typer.Context) -> None:
         from reports.datasets import listing
         from scenarios import builtin
 
-        _print(listing([builtin.facts(name) for name in builtin.SETS], _study([], [])))
+        names = (*builtin.SETS, *builtin.MADE)
+        _print(listing([builtin.facts(name) for name in names], _study([], [])))
 
 
 @datasets.command(name="diversity", short_help="How unlike a set's prompts are, by category.")
@@ -595,37 +600,69 @@ def select(
     print(f"{out}: {len(chosen)} of {len(found)} prompts; embedder: {about}", file=sys.stderr)
 
 
-@datasets.command(short_help="Samples of a set, decoded, for a person to judge.")
+@datasets.command(short_help="Samples of a set, for a person to judge.")
 def show(
-    name: Annotated[str, typer.Argument(help="throughput or random_control.")],
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="Tokenizer folder or id.")],
-    isl: Isl = "1k",
-    category: Annotated[list[str] | None, typer.Option("--category")] = None,
+    name: Annotated[str, typer.Argument(help="A set that draftload datasets lists.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="Folder or id, for throughput and random_control."),
+    ] = None,
+    isl: Isl = None,
+    category: Annotated[
+        list[str] | None, typer.Option("--category", help="Only this category, repeatable.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", help="Samples in all.")] = 9,
     chars: Annotated[int, typer.Option("--chars", help="Of the head and of the tail.")] = 700,
 ) -> None:
-    """Samples of a synthetic set at a length, decoded: their heads and tails.
+    """Samples of a set, of every category in turn: what each prompt begins and ends with.
 
-    Example: draftload datasets show throughput --isl 1k --tokenizer FOLDER
+    Examples: draftload datasets show qualitative --category rag ·
+    draftload datasets show throughput --isl 8k --tokenizer FOLDER
     """
-    from loadgen.tokens import local_decoder, local_tokenizer
-    from loadgen.types import Message
+    from scenarios import builtin, diversity
     from scenarios import prompts as sets
 
-    scenario = _changed(sets.scenario(name), isl=isl, limit=limit, categories=tuple(category or ()))
-    recipe = _recipe(scenario.dataset)
-    if recipe is None:
-        raise UserError(f"{name} is not made for a tokenizer; expected throughput, random_control.")
+    if name in builtin.MADE:
+        asked = tuple(category or ())
+        scenario = _changed(sets.scenario(name), isl=isl, limit=limit, categories=asked)
+        for title, text in _made_samples(name, scenario.dataset, tokenizer):
+            _sample(title, text, chars)
+        return
+    if isl is not None or tokenizer is not None:
+        raise UserError(
+            f"the texts of {name} need no tokenizer and have lengths of their own. Expected "
+            f"--isl and --tokenizer with one of: {', '.join(builtin.MADE)}."
+        )
+    for prompt in sets.selected(builtin.read(name), tuple(category or ()), limit):
+        about = (prompt.prompt_id, prompt.category, prompt.subcategory or "")
+        _sample(" · ".join(filter(None, about)), diversity.text(prompt), chars)
+
+
+def _made_samples(name: str, data: Dataset, tokenizer: str | None) -> Iterator[tuple[str, str]]:
+    """(title, text) of prompts that are made for a tokenizer, decoded."""
+    from loadgen.tokens import local_decoder, local_tokenizer
+    from loadgen.types import Message
+
+    recipe = _recipe(data)
+    if tokenizer is None or recipe is None:
+        raise UserError(
+            f"{name} is made for a tokenizer. Expected --tokenizer with a folder that holds "
+            "tokenizer.json and tokenizer_config.json, or a model's id."
+        )
     render, decode = local_tokenizer(tokenizer), local_decoder(tokenizer)
     rows = [render((Message(role="user", content=text),)) for text in recipe.texts]
     prompts, note = recipe.build(rows)
+    print(note, file=sys.stderr)
     for prompt in prompts:
-        ids = prompt.prompt_token_ids or ()
-        text = _clean(decode(prompt.prompt_token_ids or array("I")))
-        print(f"── {prompt.prompt_id} {prompt.subcategory or ''} · {len(ids):,} tokens")
-        cut = len(text) > 2 * chars
-        print(f"{text[:chars]}\n        ⋮\n{text[-chars:]}\n" if cut else f"{text}\n")
-    print(note)
+        ids = prompt.prompt_token_ids or array("I")
+        task = f" {prompt.subcategory}" if prompt.subcategory else ""
+        yield f"{prompt.prompt_id}{task} · {len(ids):,} tokens", decode(ids)
+
+
+def _sample(title: str, text: str, chars: int) -> None:
+    if len(text) > 2 * chars:
+        text = f"{text[:chars]}\n        ⋮\n{text[-chars:]}"
+    print(f"── {_clean(title)}\n{_clean(text.expandtabs(4))}\n")
 
 
 def _vectors(

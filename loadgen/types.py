@@ -863,7 +863,10 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class SetFacts:
-    """What a built-in set holds. `scripts` are writing systems, the most frequent first."""
+    """What a built-in set holds. `scripts` are writing systems, the most frequent first.
+
+    `made`: how its prompts are made, where no file holds them; then `scripts` is empty.
+    """
 
     name: str
     description: str
@@ -874,6 +877,7 @@ class SetFacts:
     categories: Mapping[str, int]
     subcategories: int
     scripts: tuple[str, ...]
+    made: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

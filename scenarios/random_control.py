@@ -39,16 +39,16 @@ RECIPES: dict[str, tuple[Callable[[Sequence[int], int, random.Random], U32], boo
 """Category → how ids are drawn, and whether the chat template stands around them."""
 
 
-def count(dataset: Dataset) -> int:
-    """How many prompts recipe() makes: `limit`, or 64 a category."""
-    return dataset.limit or PER_RECIPE * len(chosen(dataset.categories, tuple(RECIPES)))
+def counts(dataset: Dataset) -> dict[str, int]:
+    """Prompts of each category that recipe() makes: `limit` over them in turn, or 64 each."""
+    categories = chosen(dataset.categories, tuple(RECIPES))
+    return share(dataset.limit or PER_RECIPE * len(categories), categories)
 
 
 def recipe(dataset: Dataset) -> Recipe:
-    """`count` prompts of `isl_tokens`, template included. UserError: nothing to make."""
+    """Prompts of `isl_tokens`, template included. UserError: nothing to make."""
     isl = length_of(dataset)
-    categories = chosen(dataset.categories, tuple(RECIPES))
-    counts = share(count(dataset), categories)
+    wanted = counts(dataset)
 
     def build(rows: Sequence[U32]) -> tuple[tuple[Prompt, ...], str]:
         head, tail = common_ends(rows)
@@ -60,8 +60,8 @@ def recipe(dataset: Dataset) -> Recipe:
         ids = ordinary(rows, head, tail)
         prompts = tuple(
             _prompt(category, number, isl, ids, head, tail, dataset.seed)
-            for category in categories
-            for number in range(counts[category])
+            for category, many in wanted.items()
+            for number in range(many)
         )
         return prompts, (
             f"{len(prompts):,} prompts of {isl:,} random ids of {ids[0]:,} … {ids[-1]:,}; a "

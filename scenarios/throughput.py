@@ -44,6 +44,10 @@ _NO_SOURCES = {
     "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo",
     "encodings", "pydoc_data", "ensurepip",
 }  # fmt: skip
+_LENT = (
+    "passages of the set qualitative do not fill a prompt of high_entropy, so most of its text is "
+    "Python's documentation"
+)
 _PASSAGES = {"humanities", "rag", "roleplay", "summarization", "writing"}
 
 
@@ -55,7 +59,7 @@ class Document:
     text: str
 
     def fenced(self) -> str:
-        return f'<document title="{self.title}">\n{self.text}\n</document>'
+        return f'<document title="{self.title}">\n{self.text}\n</document>\n'
 
 
 @dataclass(frozen=True)
@@ -201,13 +205,18 @@ def _passages() -> tuple[Document, ...]:
     return tuple(found)
 
 
+def fills(documents: Sequence[Document], isl_tokens: int) -> bool:
+    """Are they enough for one prompt of this length, whichever tokenizer counts?"""
+    return sum(len(d.text) for d in documents) >= CHARS_A_TOKEN * isl_tokens
+
+
 def pool(tier: str, isl_tokens: int) -> tuple[Document, ...]:
     """The documents of a tier, long ones in parts. Where the built-in set's passages do not fill
     one prompt, Python's documentation stands in for the rest."""
     whole = _sources() if tier == "low_entropy" else _documentation()
     if tier == "high_entropy":
         whole = _passages()
-    if sum(len(d.text) for d in whole) < CHARS_A_TOKEN * isl_tokens:
+    if not fills(whole, isl_tokens):
         whole += _documentation()
     size = max(4 * isl_tokens // DOCUMENTS, 2 * SHORTEST)
     # Some modules carry each other's docstrings: one text stands once.
@@ -277,23 +286,26 @@ def length_of(dataset: Dataset) -> int:
     return dataset.isl_tokens
 
 
-def count(dataset: Dataset) -> int:
-    """How many prompts recipe() makes: `limit`, or 512 a tier."""
-    return dataset.limit or PER_TIER * len(chosen(dataset.categories, TIERS))
+def counts(dataset: Dataset) -> dict[str, int]:
+    """Prompts of each tier that recipe() makes: `limit` over the tiers in turn, or 512 a tier."""
+    tiers = chosen(dataset.categories, TIERS)
+    return share(dataset.limit or PER_TIER * len(tiers), tiers)
 
 
 def recipe(dataset: Dataset) -> Recipe:
-    """The bucket of `isl_tokens`, `count` prompts over the tiers. UserError: nothing to make."""
-    isl = length_of(dataset)
-    tiers = chosen(dataset.categories, TIERS)
-    counts = share(count(dataset), tiers)
+    """The bucket of `isl_tokens`. UserError: nothing to make."""
+    isl, wanted = length_of(dataset), counts(dataset)
     texts: dict[str, int] = {}
     drafts = [
-        draft for tier in tiers for draft in _drafts(tier, isl, counts[tier], dataset.seed, texts)
+        draft
+        for tier, number in wanted.items()
+        for draft in _drafts(tier, isl, number, dataset.seed, texts)
     ]
+    lent = wanted.get("high_entropy") and not fills(_passages(), isl)
 
     def build(ids: Sequence[U32]) -> tuple[tuple[Prompt, ...], str]:
-        return _built(drafts, ids, isl)
+        prompts, note = _built(drafts, ids, isl)
+        return prompts, note + f"; {_LENT}" * bool(lent)
 
     return Recipe(texts=tuple(texts), build=build)
 
@@ -312,7 +324,7 @@ def _drafts(tier: str, isl: int, count: int, seed: int, texts: dict[str, int]) -
             prompt_id=f"{bucket(isl)}-{tier}-{number:03}",
             tier=tier,
             task=task.name,
-            opening=at(task.opening),
+            opening=at(task.opening + "\n\n"),
             closing=at(_CUT + task.closing.format(title=hand[0].title)),
             documents=tuple(at(document.fenced()) for document in hand),
             place=rng.random(),

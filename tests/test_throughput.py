@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
 from array import array
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from scenarios import random_control, throughput
 from scenarios.throughput import CHARS_A_TOKEN, TASKS, TIERS, Document, common_ends, parts
 
 HEAD, TAIL = "<|system|>You help.<|end|>\n<|user|>\n", "<|end|>\n<|assistant|>\n"
+WORDS = " ".join(d.text for d in throughput._passages() if d.text.isascii()).split()
 TITLE = re.compile(r'<document title="([^"]+)">')
 
 
@@ -78,7 +81,7 @@ def test_every_prompt_has_its_length_to_the_token(isl: int, limit: int) -> None:
 def test_a_whole_bucket_is_512_a_tier() -> None:
     data = Dataset(kind="throughput", isl_tokens=1000)
     recipe = throughput.recipe(data)
-    assert throughput.count(data) == 3 * 512
+    assert throughput.counts(data) == dict.fromkeys(TIERS, 512)
     prompts, note = recipe.build([array("I", [1, *text[::4].encode(), 2]) for text in recipe.texts])
     assert len({p.prompt_id for p in prompts}) == 3 * 512
     assert "1,536 prompts of exactly 1,000 tokens" in note
@@ -89,7 +92,7 @@ def test_template_and_instruction_are_whole(tier: str) -> None:
     for prompt in (p for p in bucket() if p.tier == tier):
         (task,) = [t for t in TASKS[tier] if t.name == prompt.subcategory]
         text = text_of(prompt)
-        assert text.startswith(HEAD + task.opening + '<document title="')
+        assert text.startswith(HEAD + task.opening + '\n\n<document title="')
         before, _, after = task.closing.partition("{title}")
         assert before in text
         assert text.endswith(after + TAIL)
@@ -134,6 +137,33 @@ def test_where_it_is_said_how_much_recurs() -> None:
     share = 1 - len(set(used)) / len(used)
     assert share > 0
     assert f"{share:.0%} of their uses repeat" in note
+
+
+@pytest.mark.parametrize("rows", [88, 880])
+@pytest.mark.parametrize("isl", [1000, 32000])
+def test_high_entropy_is_of_the_built_in_passages_where_they_fill_a_prompt(
+    rows: int, isl: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer()  # trained before the set is another
+    path = tmp_path / "set.jsonl"
+    path.write_text("\n".join(_passage(n) for n in range(rows)))
+    monkeypatch.setattr(throughput, "BUILTIN", path)
+    data = Dataset(kind="throughput", isl_tokens=isl, limit=4, categories=("high_entropy",))
+    prompts, note = built(throughput.recipe(data))
+    titles = [TITLE.findall(text_of(p)) for p in prompts]
+    assert {length(p) for p in prompts} == {isl}
+    assert all(len(set(of)) == len(of) for of in titles)
+    own = [title.startswith("own-") for of in titles for title in of]
+    assert all(own) == (isl == 1000 or rows == 880)
+    assert ("Python's documentation" in note) == (not all(own))
+
+
+def _passage(number: int) -> str:
+    """A row as the built-in set has them: a question, and paragraphs of its own."""
+    words = random.Random(number).choices(WORDS, k=240)
+    texts = ["What follows from this?", *(" ".join(words[i::3]) for i in range(3))]
+    row = {"id": f"own-{number}", "category": "rag", "turns": ["\n\n".join(texts)]}
+    return json.dumps(row)
 
 
 @pytest.mark.parametrize(
