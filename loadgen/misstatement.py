@@ -4,9 +4,11 @@ Same server, load, length and sampling; only the text differs. The ratio of thro
 putting the random run's figures one after the other into the real run's time a request,
 E2EL = time outside decoding + decode steps × step time, steps = (tokens − first chunk) ÷ AL: output
 length first, then acceptance, step time, time outside decoding; what is then left of the measured
-ratio is "the rest" (ramp, drain, uneven streams). The factors multiply to the ratio. Without
-speculation an effect on the time a token is consistent with routing of experts or with caches, and
-proves neither (reference §6.3–6.4). Must not: call one of the runs a speedup.
+ratio is "the rest" (ramp, drain, uneven streams). The factors multiply to the ratio. Routed
+experts are not read: vLLM 0.32.0 adds them to whole answers of /v1/completions, never to a stream.
+So only the indirect test of §6.4 is left: without speculation and at equal output lengths an effect
+on times is consistent with other experts or with caches, and proves neither. Must not: call one of
+the runs a speedup.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from loadgen.compare import differences, incomparable
 from loadgen.errors import UserError
@@ -32,7 +35,9 @@ from loadgen.types import (
 
 BOTH = "from both runs, on logarithms"
 LENGTHS_APART = 0.10
-"""Mean prompt lengths that differ by more than this share are another experiment."""
+"""Mean lengths that differ by more than this share are another experiment."""
+ROUTED = 0.03
+"""Times that differ by less say nothing of experts (reference §6.4)."""
 
 
 def is_control(info: RunInfo) -> bool:
@@ -73,11 +78,9 @@ def _unlike(random: Summary, real: Summary) -> tuple[str, ...]:
         found.append(f"speculation: {a.server.state} → {b.server.state}")
     if a.server.draft_depth != b.server.draft_depth:
         found.append(f"draft depth: {a.server.draft_depth} → {b.server.draft_depth}")
-    lengths = [_mean(run.phases, "isl_tokens") for run in (random, real)]
-    if None not in lengths:
-        x, y = (length or 0.0 for length in lengths)
-        if abs(x - y) > LENGTHS_APART * max(x, y):
-            found.append(f"mean prompt length: {x:,.0f} → {y:,.0f} tokens")
+    x, y = (_mean(run.phases, "isl_tokens") for run in (random, real))
+    if x is not None and y is not None and abs(x - y) > LENGTHS_APART * max(x, y):
+        found.append(f"mean prompt length: {x:,.0f} → {y:,.0f} tokens")
     return tuple(found)
 
 
@@ -96,6 +99,7 @@ def _load(random: PhaseSummary, real: PhaseSummary) -> Misstated:
     if a and b:
         throughput = Speedup(ratio=a / b, pairs=0, interval=_of_throughput(random, real, a / b))
     factors, why = split(random, real, throughput.ratio if throughput else None)
+    a_token, outside = _time_per_token(random, real), _time_outside(random, real)
     return Misstated(
         load=real.load,
         repeat=real.repeat,
@@ -104,7 +108,9 @@ def _load(random: PhaseSummary, real: PhaseSummary) -> Misstated:
         throughput=throughput,
         basis=basis if throughput else "",
         acceptance=_acceptance(random, real),
-        time_per_token=_time_per_token(random, real),
+        time_per_token=a_token,
+        time_outside_decoding=outside,
+        routing=routing(random, real, (a_token, outside)),
         factors=factors,
         not_split=why,
     )
@@ -164,6 +170,29 @@ def _time_per_token(random: PhaseSummary, real: PhaseSummary) -> Speedup | None:
             for p in (random, real)
         )
     )
+
+
+def _time_outside(random: PhaseSummary, real: PhaseSummary) -> Speedup | None:
+    """Seconds a turn before its first chunk and after its last, mostly TTFT, random ÷ real."""
+    return _ratio(
+        *([(d.e2el_s - d.decode_s, float(d.turns)) for d in p.dialogues] for p in (random, real))
+    )
+
+
+def routing(
+    random: PhaseSummary, real: PhaseSummary, times: Sequence[Speedup | None]
+) -> Literal["unequal_lengths", "signs", "no_signs"] | None:
+    """Do the times without speculation hint at experts that are routed to otherwise?"""
+    known = [(t.ratio, t.interval) for t in times if t is not None and t.interval is not None]
+    if not known or not all(
+        p.acceptance and p.acceptance[0].state == "off" for p in (random, real)
+    ):
+        return None
+    x, y = (_mean((p,), "osl_tokens") for p in (random, real))
+    if x is None or y is None or abs(x - y) > LENGTHS_APART * max(x, y):
+        return "unequal_lengths"
+    signs = [abs(r - 1) >= ROUTED and (of.low > 1 or of.high < 1) for r, of in known]
+    return "signs" if any(signs) else "no_signs"
 
 
 def _acceptance(random: PhaseSummary, real: PhaseSummary) -> Speedup | None:

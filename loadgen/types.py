@@ -822,7 +822,8 @@ class Factor(Noun, frozen=True, kw_only=True):
 class Misstated(Noun, frozen=True, kw_only=True):
     """One load on random and on real input, ratios random ÷ real.
 
-    `factors` multiply to `throughput.ratio`; () with `not_split` saying why.
+    `factors` multiply to `throughput.ratio`; () with `not_split` saying why. `routing`: what the
+    times without speculation say of experts routed to otherwise, None with speculation.
     """
 
     load: Load
@@ -833,6 +834,8 @@ class Misstated(Noun, frozen=True, kw_only=True):
     basis: str
     acceptance: Speedup | None
     time_per_token: Speedup | None
+    time_outside_decoding: Speedup | None
+    routing: Literal["unequal_lengths", "signs", "no_signs"] | None
     factors: tuple[Factor, ...]
     not_split: str = ""
 

@@ -183,6 +183,8 @@ def _misstatement(found: Misstatement) -> Json:
                 "throughput_basis": load.basis or None,
                 "acceptance": _speedup(load.acceptance),
                 "time_per_token": _speedup(load.time_per_token),
+                "time_outside_decoding": _speedup(load.time_outside_decoding),
+                "routing": load.routing,
                 "factors": {factor.name: factor.ratio for factor in load.factors},
                 "not_split": load.not_split or None,
             }

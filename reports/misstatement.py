@@ -16,8 +16,6 @@ from reports.page import Column, Section, dist, wrapped
 NOTABLE = 0.05
 """Below this share nothing is called a misstatement."""
 Cell = Callable[[Misstated, PhaseSummary], str]
-ROUTING = 0.03
-"""Without speculation, a time a token that differs by more and surely is worth a sentence."""
 
 
 def render(study: Study) -> str:
@@ -128,18 +126,22 @@ def _factor(row: Misstated, name: str) -> str:
 
 
 def causes(rows: Sequence[Misstated], width: int) -> Section:
-    """Without speculation neither length nor acceptance explains a token's time: what may."""
+    """What times without speculation say of experts: nothing drafted then explains them."""
     section: Section = []
     for row in rows:
-        found, off = row.time_per_token, page.best(row.random).state == "off"
-        if not off or found is None or found.interval is None:
-            continue
-        sure = found.interval.low > 1 or found.interval.high < 1
-        if sure and abs(found.ratio - 1) >= ROUTING:
-            text = (
-                f"Without speculation a token took {speedup(found)} as long on random input at "
-                f"{page.load_label('', row.real)}. That is consistent with other experts being "
-                "routed to in a mixture of experts, or with caches; it proves neither."
-            )
-            section += wrapped(text, width)
+        at = page.load_label("", row.real)
+        took = (
+            f"Without speculation and at equal output lengths a token took "
+            f"{speedup(row.time_per_token)} as long on random input at {at}, and what is outside "
+            f"decoding {speedup(row.time_outside_decoding)}"
+        )
+        text = {
+            "unequal_lengths": f"Whether random input is routed to other experts cannot be told at "
+            f"{at}: output lengths differ. Run both with --ignore-eos.",
+            "signs": f"{took}. That is consistent with other experts being routed to in a mixture "
+            "of experts, or with caches; it proves neither.",
+            "no_signs": f"{took}: no sign of other experts being routed to.",
+            None: "",
+        }[row.routing]
+        section += wrapped(text, width) if text else []
     return section

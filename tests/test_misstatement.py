@@ -266,13 +266,25 @@ def test_no_line_is_wider_than_the_page(width: int) -> None:
     assert "What the ratio of output is made of" in text
 
 
-def test_without_speculation_a_slower_token_is_consistent_with_routing_and_no_more() -> None:
-    slow, real = phase(state="off", step_s=0.03), phase(state="off")
-    text = " ".join(report.render(study(slow, real)).split())
-    assert "consistent with other experts being routed to" in text
-    assert "proves neither" in text
-    assert "consistent" not in report.render(study(phase(state="off"), real))
-    assert "consistent" not in report.render(study(phase(step_s=0.03), phase()))
+@pytest.mark.parametrize(
+    ("random", "said"),
+    [
+        (phase(state="off", step_s=0.03), "consistent with other experts being routed to"),
+        (phase(state="off", ttft_s=0.3), "consistent with other experts being routed to"),
+        (phase(state="off", step_s=0.0202), "no sign of other experts being routed to"),
+        (phase(state="off", tokens=50), "output lengths differ. Run both with --ignore-eos."),
+    ],
+)
+def test_without_speculation_times_hint_at_routing_and_no_more(
+    random: PhaseSummary, said: str
+) -> None:
+    text = " ".join(report.render(study(random, phase(state="off"))).split())
+    assert said in text
+    assert ("proves neither" in text) == ("consistent" in said)
+
+
+def test_with_speculation_times_say_nothing_of_routing() -> None:
+    assert "experts" not in report.render(study(phase(step_s=0.03), phase()))
 
 
 def test_a_run_report_and_json_carry_the_answers() -> None:
