@@ -4,9 +4,11 @@ The arithmetic (DESIGN §4): over R requests that delivered T tokens in S decode
 had a draft and A draft tokens were accepted, T + O = R + S + A, where O are tokens emitted past the
 end of a request and never delivered. Acceptance length = (T − R) ÷ S, pooled over steps, and
 = 1 + coverage × (AL where drafted − 1) − O ÷ S. R stands for the tokens of the prefills, one a
-request on every engine seen; where passes are known, what they really held is taken. Where S has no
-source, AL is a range for O = 0 … k·R. Never derived from text, never from an acceptance rate. Must
-not: mix client tokens with server steps unless every request in the window completed.
+request on every engine seen; where passes are known, what they really held is taken. Steps that the
+server counted itself (SGLang) come before any other; over a window its own T and R go with them.
+Where S has no source, AL is a range for O = 0 … k·R. Never derived from text, never from an
+acceptance rate. Must not: mix client tokens with server steps unless every request in the window
+completed.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ PER_REQUEST = "per-request figures"
 COUNTERS = "server counters"
 CHUNKS = "chunks"
 STEPS_FROM_TIMINGS = "groups of equal predicted_ms"
-STEPS_FROM_PASSES = "passes told per request"
 STEPS_FROM_CHUNKS = "token-carrying chunks"
+STEPS_FROM_SERVER = "decode steps counted by the server"
 
 TOLERANCE = 0.01
 """Two sources of steps that differ by more than this share disprove chunks as steps."""
@@ -53,12 +55,15 @@ def acceptance(
     disproved = chunks_disproved(records, engine, depth)
     steps = [None if disproved else steps_of(r, engine) for r in records]
     sources = []
-    if all(r.spec is not None for r in records):
+    told = [r.spec is not None for r in records]
+    # A one-token answer has no decode step, and SGLang then sends no figures.
+    if any(told) and all(t or r.osl_tokens <= 1 for t, r in zip(told, records, strict=True)):
         total = summed(r.spec for r in records if r.spec is not None)
         if _told(records) is None:
             total = _known(total, state)
         sources.append(_build(PER_REQUEST, records, steps, total, state, depth, engine))
-    if counters is not None and counters.drafts is not None and whole_window:
+    counted = counters is not None and (counters.drafts is not None or bool(counters.steps))
+    if counters is not None and counted and whole_window:
         sources.append(_build(COUNTERS, records, steps, counters, state, depth, engine))
     elif engine.metrics_path is not None:
         why = counters_missing or "not every request of the window completed"
@@ -85,6 +90,16 @@ def steps_of(record: RequestRecord, engine: Engine) -> U32 | None:
     return record.chunk_tokens if engine.chunk_is_step is not False else None
 
 
+def decode_steps(record: RequestRecord, engine: Engine, disproved: bool) -> int | None:
+    """Decode steps of a request: the server's own count, else its passes without the prefill."""
+    if record.spec is not None and record.spec.steps is not None and record.step_tokens is None:
+        return record.spec.steps
+    if record.osl_tokens <= 1:
+        return 0
+    passes = None if disproved else steps_of(record, engine)
+    return None if passes is None else max(len(passes) - 1, 0)
+
+
 def chunks_disproved(records: Sequence[RequestRecord], engine: Engine, depth: int | None) -> str:
     """Why a chunk is not a step in these records; "" while nothing says so.
 
@@ -101,7 +116,7 @@ def chunks_disproved(records: Sequence[RequestRecord], engine: Engine, depth: in
         return f"a chunk held {largest} tokens, more than k + 1 = {depth + 1}"
     told, after = _told(chunked), sum(len(r.chunk_tokens or ()) - 1 for r in chunked)
     if told is not None and abs(after - sum(told)) > sum(told) * TOLERANCE:
-        return f"{after} chunks after the first, where the server told {sum(told)} steps"
+        return f"{after} chunks after the first, where the server counted {sum(told)} decode steps"
     with_figures = [r for r in chunked if r.spec is not None and r.spec.accepted_tokens is not None]
     if len(with_figures) == len(chunked) and depth is not None:
         delivered = sum(r.osl_tokens for r in chunked) - len(chunked)
@@ -119,9 +134,12 @@ def _told(records: Sequence[RequestRecord]) -> list[int] | None:
 
     Where timings give the tokens of each pass (llama.cpp), those say more and are taken.
     """
-    told = [r.spec.steps for r in records if r.step_tokens is None and r.spec is not None]
+    if any(r.step_tokens is not None for r in records) or not any(r.spec for r in records):
+        return None
+    # A one-token answer has no decode step, and SGLang then sends no figures.
+    told = [(0 if r.osl_tokens <= 1 else None) if r.spec is None else r.spec.steps for r in records]
     known = [steps for steps in told if steps is not None]
-    return known if known and len(known) == len(records) else None
+    return known if len(known) == len(records) else None
 
 
 def _decoded(
@@ -130,7 +148,7 @@ def _decoded(
     """Of each request: tokens after its prefill's, and decode steps; None where not known."""
     told = _told(records)
     if told is not None:
-        return [(r.osl_tokens - 1, n) for r, n in zip(records, told, strict=True)]
+        return [(max(r.osl_tokens - 1, 0), n) for r, n in zip(records, told, strict=True)]
     return [
         None if p is None else (r.osl_tokens - (p[0] if p else 0), max(len(p) - 1, 0))
         for r, p in zip(records, steps, strict=True)
@@ -141,18 +159,18 @@ def summed(figures: Iterable[SpecCounters]) -> SpecCounters:
     """Sums of per-request figures; a field that any request lacks is None, but for drafts.
 
     A request that drafted nothing may leave its draft figures out (llama.cpp); it counts as zero
-    beside others that have them.
+    beside others that have them. SGLang tells accepted tokens and steps, but no drafts.
     """
     parts = list(figures)
-    drafted = [p for p in parts if p.drafts is not None]
+    drafted = [p for p in parts if p.accepted_tokens is not None]
     steps = [p.steps for p in parts]
     if not drafted:
         return SpecCounters(steps=_total(steps))
-    accepted = [p.accepted_by_position for p in drafted if p.drafts]
-    by_draft = [p.drafted_by_position for p in drafted if p.drafts]
+    accepted = [p.accepted_by_position for p in drafted if p.drafts != 0]
+    by_draft = [p.drafted_by_position for p in drafted if p.drafts != 0]
     return SpecCounters(
         steps=_total(steps),
-        drafts=sum(p.drafts or 0 for p in drafted),
+        drafts=_total([p.drafts for p in drafted]),
         draft_tokens=_total([p.draft_tokens for p in drafted]),
         accepted_tokens=_total([p.accepted_tokens for p in drafted]),
         accepted_by_position=_columns(accepted),
@@ -194,10 +212,15 @@ def _build(
     pairs = _decoded(records, steps)
     known = [pair for pair in pairs if pair is not None]
     count = sum(n for _, n in known) if len(known) == len(records) else None
+    decoded = sum(n for n, _ in known)
+    where = _steps_source(records)
+    if source == COUNTERS and figures.steps is not None:
+        where, count, decoded = STEPS_FROM_SERVER, figures.steps, tokens - requests
+        if figures.generated_tokens is not None and figures.requests is not None:
+            decoded = figures.generated_tokens - figures.requests
     length, limits, why = None, None, ""
     overrun = None
     if count:
-        decoded = sum(n for n, _ in known)
         length = decoded / count
         limits = _interval(records, pairs, depth)
         if accepted is not None:
@@ -214,7 +237,7 @@ def _build(
     return Acceptance(
         source=source,
         state="on" if drafts else state,
-        steps_source=_steps_source(records) if count else None,
+        steps_source=where if count else None,
         acceptance_length=length,
         interval=limits,
         acceptance_length_drafted=1 + accepted / drafts
@@ -281,9 +304,13 @@ def _confirmed(records: Sequence[RequestRecord], depth: int | None) -> bool:
     )
 
 
+def _timed(records: Sequence[RequestRecord]) -> bool:
+    return all(r.step_tokens is not None for r in records)
+
+
 def _steps_source(records: Sequence[RequestRecord]) -> str:
     if _told(records) is not None:
-        return STEPS_FROM_PASSES
+        return STEPS_FROM_SERVER
     timed = all(r.step_tokens is not None for r in records)
     return STEPS_FROM_TIMINGS if timed else STEPS_FROM_CHUNKS
 
@@ -328,8 +355,9 @@ def _interval(
 
 
 def _joint(figures: SpecCounters, depth: int | None) -> tuple[float, ...] | None:
-    """Accepted at position j ÷ drafts, dense over 1 … k."""
+    """Accepted at position j ÷ drafts, dense over 1 … k; ÷ steps where drafts are not told."""
     accepted, drafts = figures.accepted_by_position, figures.drafts
+    drafts = figures.steps if drafts is None else drafts
     if accepted is None or not drafts:
         return None
     length = max(len(accepted), depth or 0)

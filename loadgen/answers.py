@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from loadgen.acceptance import steps_of
+from loadgen.acceptance import chunks_disproved, decode_steps
 from loadgen.stats import wilson
 from loadgen.types import AnswerFigures, AnswerShare, Caveat, Engine, RequestRecord
 
@@ -174,7 +174,8 @@ def answer_figures(
     `texts`: prompt_id → what its ids say. Where steps are not known, no label has an AL.
     """
     told = [record for record in records if record.text is not None]
-    decoded = [_decoded(record, engine) for record in told]
+    disproved = bool(chunks_disproved(records, engine, depth))
+    decoded = [_decoded(record, decode_steps(record, engine, disproved)) for record in told]
     answers = [
         Answer(
             text=record.text or "",
@@ -217,12 +218,9 @@ def _share(
     )
 
 
-def _decoded(record: RequestRecord, engine: Engine) -> tuple[int, int] | None:
-    """Tokens after the prefill's and decode steps; None where steps are not known or none."""
-    passes = steps_of(record, engine)
-    if passes is None or len(passes) < 2:
-        return None
-    return record.osl_tokens - passes[0], len(passes) - 1
+def _decoded(record: RequestRecord, steps: int | None) -> tuple[int, int] | None:
+    """Tokens after the prefill's one, and decode steps; None where steps are not known or none."""
+    return (record.osl_tokens - 1, steps) if steps else None
 
 
 def answer_caveats(found: AnswerFigures | None, phase: str) -> Iterator[Caveat]:

@@ -469,8 +469,28 @@ async def with_texts(
 async def probe(target: Target, ids: U32 | None) -> Target:
     """One short request; the target with what it honoured. UserError: it would ruin the run.
 
-    `ids`: a prompt that is not measured (completions API); None sends messages (chat API).
+    `ids`: a prompt that is not measured (completions API); None sends messages (chat API). Where
+    the engine has a second way to send ids, it is asked too if the first does not tell all, and
+    taken if it tells more.
     """
+    found = await _asked(target, ids)
+    honours = found.info.honours
+    told = honours.per_request_acceptance or target.info.state == "off"
+    if ids is None or "generate" not in target.engine.wires or (honours.ids_in_chunks and told):
+        return found
+    with contextlib.suppress(UserError):
+        other = await _asked(replace(target, wire=target.engine.wires["generate"]), ids)
+        if _tells(other.info.honours) > _tells(honours):
+            chosen = msgspec.structs.replace(other.info.honours, wire="generate")
+            return replace(other, info=msgspec.structs.replace(other.info, honours=chosen))
+    return found
+
+
+def _tells(honours: Honours) -> int:
+    return honours.ids_in_chunks + honours.per_request_acceptance
+
+
+async def _asked(target: Target, ids: U32 | None) -> Target:
     prompt = Prompt(prompt_id="preflight", category="preflight", messages=PROBE)
     request = Request(
         request_id="preflight",

@@ -247,7 +247,7 @@ def decode_openai(payload: bytes) -> Chunk:
         spec=_acceptance(event, choice),
         tokens_per_pass=rate,
         finish_reason=finish,
-        error=None if event.error is None else _error_text(event.error),
+        error=None if event.error is None else error_text(event.error),
     )
 
 
@@ -290,7 +290,8 @@ def histogram_of(counts: Sequence[int]) -> tuple[int, ...]:
     return tuple(found[n] for n in range(max(counts, default=0) + 1))
 
 
-def _error_text(error: object) -> str:
+def error_text(error: object) -> str:
+    """What an `error` member says: its message where it has one."""
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         return str(error["message"])
     return str(error)
@@ -485,6 +486,8 @@ class Tally:
         if chunk.error is not None:
             self.error = chunk.error
             return
+        if chunk.tokens_so_far is not None:
+            chunk = self._grown(chunk, chunk.tokens_so_far)
         tokens = self._count(chunk)
         if tokens:
             self._stamps.append(stamp)
@@ -511,6 +514,15 @@ class Tally:
                 self.prompt_tokens = usage.prompt_tokens
             if usage.cached_tokens is not None:
                 self.cached_tokens = usage.cached_tokens
+
+    def _grown(self, chunk: Chunk, so_far: int) -> Chunk:
+        """The chunk with only its new ids: the last ones, whether it holds all ids or the new."""
+        ids = chunk.token_ids or ()
+        if len(ids) == so_far:
+            self._text.clear()  # the chunk holds the whole answer, its text too
+        return msgspec.structs.replace(
+            chunk, token_ids=ids[max(len(ids) - max(so_far - self.tokens, 0), 0) :]
+        )
 
     def _count(self, chunk: Chunk) -> int:
         """Tokens this chunk brought, 0 where none or unknown."""

@@ -192,4 +192,7 @@ def _unusable(response: aiohttp.ClientResponse, body: bytes, *, is_json: bool) -
 
 def samples_agree(before: dict[str, float] | None, now: dict[str, float], engine: Engine) -> bool:
     """The engine's speculation and token counters did not move between two scrapes."""
-    return before is not None and engine.counters(before) == engine.counters(now)
+    if before is None or engine.counters(before) != engine.counters(now):
+        return False
+    work = engine.work
+    return work is None or all(before.get(s) == n for s, n in now.items() if s.startswith(work))

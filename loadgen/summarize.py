@@ -13,7 +13,7 @@ from itertools import pairwise, zip_longest
 
 import msgspec
 
-from loadgen.acceptance import State, acceptance, chunks_disproved, steps_of
+from loadgen.acceptance import State, acceptance, chunks_disproved, decode_steps
 from loadgen.answers import answer_caveats, answer_figures
 from loadgen.checks import check_phase
 from loadgen.errors import UserError
@@ -234,10 +234,10 @@ def _phase(data: PhaseData) -> PhaseSummary:
         whole_window=all(isinstance(r.outcome, Completed) for r in data.records),
     )
     disproved = bool(chunks_disproved(done, engine, depth))
-    times = [(decode_s(r), steps_of(r, engine)) for r in done]
-    timed = [(t, len(p) - 1) for t, p in times if t is not None and p is not None and len(p) > 1]
+    times = [(decode_s(r), decode_steps(r, engine, disproved)) for r in done]
+    timed = [(t, n) for t, n in times if t is not None and n]
     steps = sum(n for _, n in timed)
-    known = bool(steps) and not disproved and all(p is not None for _, p in times)
+    known = bool(steps) and all(n is not None for _, n in times)
     return PhaseSummary(
         name=data.phase.name,
         load=data.phase.load,
@@ -267,8 +267,8 @@ def _state(data: PhaseData, server: ServerInfo) -> State:
     """What preflight found; a draft seen in the phase settles an unknown."""
     if server.state != "unknown":
         return server.state
-    drafted = any(r.spec is not None and r.spec.drafts for r in data.records)
-    grown = data.counters is not None and bool(data.counters.drafts)
+    drafted = any(r.spec and (r.spec.drafts or r.spec.accepted_tokens) for r in data.records)
+    grown = data.counters is not None and bool(data.counters.drafts or data.counters.steps)
     return "on" if drafted or grown else "unknown"
 
 
@@ -311,7 +311,7 @@ def dialogue_figures(
     for dialogue_id, parts in turns.items():
         if not all(isinstance(r.outcome, Completed) for r in parts):
             continue
-        passes = [None if disproved else steps_of(r, engine) for r in parts]
+        steps = [decode_steps(r, engine, disproved) for r in parts]
         decoded = [decode_tokens(r) for r in parts if len(r.chunk_gaps_us) > 1]
         figures.append(
             DialogueFigures(
@@ -324,9 +324,7 @@ def dialogue_figures(
                 decode_tokens=None if None in decoded else sum(n or 0 for n in decoded),
                 decode_s=sum(decode_s(r) or 0.0 for r in parts),
                 e2el_s=sum(r.end_s - r.sent_s for r in parts),
-                steps=None
-                if any(p is None for p in passes)
-                else sum(max(len(p) - 1, 0) for p in passes if p is not None),
+                steps=None if None in steps else sum(n or 0 for n in steps),
                 output=_digest(parts),
             )
         )

@@ -193,13 +193,16 @@ class SpecCounters(Noun, frozen=True, kw_only=True):
     """Speculation figures of one request, or of a window of the server's counters.
 
     `steps` are all decode steps, `drafts` the steps that had a draft. Position lists are dense,
-    index 0 = first draft position; `accepted_histogram[j]` = drafted steps that accepted exactly j.
-    `generated_tokens` and `requests` are the server's own count over a window. Any may be None.
+    index 0 = first draft position; `accepted_histogram[j]` = drafted steps that accepted exactly j
+    (all steps, where `drafts` is None). `draft_tokens_nominal` is steps × nodes a step, where
+    nobody counts what was drafted. `generated_tokens` and `requests` are the server's own count
+    over a window. Any may be None.
     """
 
     steps: Count | None = None
     drafts: Count | None = None
     draft_tokens: Count | None = None
+    draft_tokens_nominal: Count | None = None
     draft_depth: Depth | None = None
     accepted_tokens: Count | None = None
     accepted_by_position: tuple[Count, ...] | None = None
@@ -243,9 +246,12 @@ class Chunk(Noun, frozen=True, kw_only=True):
 
     `choice` False: an event without choices (usage only). `error` is what an `error` object inside
     a 200 stream said. `tokens_per_pass`: tokens so far ÷ target passes so far, prefill's included.
+    `tokens_so_far`: the answer's length up to here, on a wire (SGLang /generate) whose `token_ids`
+    and `text` may be either all of the answer or what is new of it.
     """
 
     token_ids: tuple[int, ...] | None = None
+    tokens_so_far: int | None = None
     text: str = ""
     choice: bool = True
     usage: Usage | None = None
@@ -462,7 +468,10 @@ class ServerConfig(Written, frozen=True, kw_only=True):
 
 
 class Honours(Noun, frozen=True, kw_only=True):
-    """What the server did when it was asked, found by preflight. None: could not be told."""
+    """What the server did when it was asked, found by preflight. None: could not be told.
+
+    `wire` names the Engine's wire that was chosen where the API has more than one.
+    """
 
     token_id_prompts: bool | None = None
     ids_in_chunks: bool = False
@@ -471,6 +480,7 @@ class Honours(Noun, frozen=True, kw_only=True):
     per_request_acceptance: bool = False
     metrics_page: bool = False
     prefix_cache_off: bool | None = None
+    wire: str | None = None
 
 
 class ServerInfo(Noun, frozen=True, kw_only=True):
@@ -500,16 +510,19 @@ class ServerInfo(Noun, frozen=True, kw_only=True):
 class Engine:
     """What differs between engines: functions and facts, one value a file under `servers/`.
 
-    counters(samples) maps a raw metrics page to cumulative SpecCounters; load(samples) to the
-    queue. `chunk_is_step`: True when one token-carrying chunk is one decode step of the request
-    unless proven merged, False when never, None when unknown. `keeps_alive` False: the server
-    closes after a stream without saying so. `owned_by`: what /v1/models says, for detection.
+    `wires` by API; a third, "generate", is another way to send ids, which preflight takes where the
+    server tells more on it. counters(samples) maps a raw metrics page to cumulative SpecCounters;
+    load(samples) to the queue. `chunk_is_step`: True when one token-carrying chunk is one decode
+    step of the request unless proven merged, False when never, None when unknown. `keeps_alive`
+    False: the server closes after a stream without saying so.
+    `owned_by`: what /v1/models says, for detection.
     `tick_prefixes`: families sampled during a phase. `describe` reads version, context, slots and
     speculation off the engine's own pages (path → JSON) given by preflight.
     `drained_path`: a page that every GET empties, read only where `metrics_path` is not there;
     drain(page, sums) gives the running sums with its rows added (ValueError: not such a page).
     `settle_s`: where the queue's gauges stay at their last value on an idle server, counters that
     agree over this many seconds are at rest, whatever the gauges say.
+    `work`: a counter that grows with every step and is then at rest as well.
     `pool_options`: options of [spec] that, when true, make a drafter learn across requests.
     `files`: name → content of what `command` needs beside it, in the folder that FILES stands for.
     """
@@ -523,6 +536,7 @@ class Engine:
     drained_path: str | None = None
     drain: Callable[[str, Mapping[str, float]], dict[str, float]] | None = None
     settle_s: float | None = None
+    work: str | None = None
     tick_prefixes: tuple[str, ...] = ()
     describe_paths: tuple[str, ...] = ()
     describe: Callable[[Mapping[str, Any], Mapping[str, float]], ServerFacts] = (

@@ -384,7 +384,8 @@ def _said(lines: Sequence[str]) -> str:
 
 
 # What an engine prints → what it means. First match wins: the particular before the general.
-# Seen on llama.cpp b11549 and vLLM 0.32, else the messages of Python, argparse and the kernel.
+# Seen on llama.cpp b11549 and vLLM 0.32, read in SGLang 0.5.23, else the messages of Python,
+# argparse and the kernel.
 _CAUSES = (
     (
         r"draftload: cannot run ",
@@ -396,12 +397,14 @@ _CAUSES = (
     ),
     (
         r"out of memory|OutOfMemoryError|bad_alloc|MemoryError|Cannot allocate memory"
-        r"|failed to allocate|unable to allocate|No available memory for the cache",
+        r"|failed to allocate|unable to allocate|No available memory for the cache"
+        r"|Not enough memory\. Please try to increase --mem-fraction-static",
         "It ran out of memory: take a smaller model, max_model_len or max_running.",
     ),
     (
         r"unrecognized arguments?:|invalid argument: -|unknown argument|unknown option"
-        r"|no such option|argument has been removed",
+        r"|no such option|argument has been removed|error: argument \S+: invalid choice"
+        r"|Unknown speculative algorithm",
         "It does not know an option that it was given: engine versions differ; see its --help.",
     ),
     (
@@ -423,6 +426,11 @@ _CAUSES = (
         "A Python package is missing there: install the engine, or set `executable` to its Python.",
     ),
     (r"No such file or directory", "A file was not found: check the paths in the server's config."),
+    (r"only supports CUDA device", "That method needs an NVIDIA GPU, and the server sees none."),
+    (
+        r"Received sigquit from a child process",
+        "One of its processes failed, and SGLang then kills itself: the reason stands above that.",
+    ),
 )
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), cause) for pattern, cause in _CAUSES)
 

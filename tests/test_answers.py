@@ -228,3 +228,10 @@ def test_where_texts_are_not_known_nothing_is_said_of_them() -> None:
     assert not found.prompts_known
     assert [s.label for s in found.shares] == ["empty", "trivial", "loop", "none of these"]
     assert list(answer_caveats(found, "c=1")) == []
+
+
+def test_where_chunks_are_disproved_as_steps_no_label_has_an_acceptance_length() -> None:
+    merged = [record([1, 9, 9], [0.0, 1.0, 2.0, 3.0], text=REAL[0])]
+    found = answer_figures(merged, {}, ENGINE, 3)
+    assert found is not None
+    assert {s.acceptance_length for s in found.shares} == {None}

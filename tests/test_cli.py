@@ -154,7 +154,10 @@ def test_a_printed_command_shows_no_secret_and_can_be_pasted(tmp_path: Path) -> 
         (["run", "--url", "x", "--isl", "1k"], "have lengths of their own"),
         (["run", "--url", "x", "--scenario", "throughput", "--isl", "1kk"], "is no length"),
         (["run", "--url", "x", "--scenario", "throughput", "--category", "mixd"], "'mixed'"),
-        (["datasets", "show", "smoke", "--tokenizer", "t"], "have lengths of their own"),
+        (["datasets", "show", "warmup", "--tokenizer", "t"], "have lengths of their own"),
+        (["datasets", "show", "throughput"], "made for a tokenizer"),
+        (["datasets", "show", "qualitative", "--category", "rga"], "did you mean 'rag'"),
+        (["datasets", "diversity", "random_control"], "no texts until a tokenizer makes it"),
         (["run", "--url", "x", "--requests", "0"], "--requests 0 makes no sense"),
         (["run", "--url", "x", "--api", "chatt"], "did you mean 'chat'"),
         (["run", "--url", "x", "--format", "yaml"], "unknown format 'yaml'"),
@@ -272,7 +275,8 @@ def test_samples_of_a_set_are_shown_decoded(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert sample in done.stdout
-        assert done.stdout.count("1,000 tokens") == 4 + (name == "throughput")
+        assert done.stdout.count("1,000 tokens") == 4
+        assert "4 prompts of " in done.stderr
         assert "<|user|>" in done.stdout
         assert done.stdout.count("⋮") == 4
 

@@ -364,6 +364,21 @@ async def test_attach_only() -> None:
         ("OSError: x is not a local folder and is not a valid model identifier", "not found"),
         ("python3: No module named vllm", "package is missing"),
         ("FileNotFoundError: [Errno 2] No such file or directory: 'y'", "file was not found"),
+        # SGLang 0.5.23, read in its source
+        (
+            "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
+            "memory",
+        ),
+        ("ValueError: Unknown speculative algorithm name: LOOKAHEAD", "does not know an option"),
+        (
+            "__main__.py: error: argument --x: invalid choice: 'y' (choose from a)",
+            "engine versions",
+        ),
+        ("ValueError: Ngram speculative decoding only supports CUDA device.", "NVIDIA GPU"),
+        (
+            "Received sigquit from a child process. It usually means the child failed.",
+            "kills itself",
+        ),
         ("INFO all is well", ""),
     ],
 )

@@ -17,10 +17,12 @@ from aiohttp.test_utils import TestServer
 from loadgen import preflight
 from loadgen.errors import UserError
 from loadgen.types import Engine, Message, Prompt, ServerConfig, SpecConfig
-from servers import llamacpp, openai, vllm
+from servers import llamacpp, openai, sglang, vllm
 from tests.records import SERVER, prompts
 
-ENGINES: Mapping[str, Engine] = {e.name: e for e in (vllm.ENGINE, llamacpp.ENGINE, openai.ENGINE)}
+ENGINES: Mapping[str, Engine] = {
+    e.name: e for e in (vllm.ENGINE, sglang.ENGINE, llamacpp.ENGINE, openai.ENGINE)
+}
 HELLO = (Message(role="user", content="hi"),)
 MODELS = {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 2048}]}
 Answer = Callable[[Any], Any]
@@ -260,6 +262,52 @@ async def test_what_it_honours() -> None:
     assert honours.ids_in_chunks
     assert not honours.per_request_acceptance
     assert not honours.chunk_timings
+
+
+def whole(body: Any) -> str:
+    """SGLang's /generate: the answer so far, and figures at its end."""
+    count = len(body["input_ids"])
+    meta = {"prompt_tokens": count, "completion_tokens": 3, "finish_reason": {"type": "length"}}
+    return stream(
+        {"output_ids": [5], "meta_info": {"prompt_tokens": count, "completion_tokens": 1}},
+        {"output_ids": [5, 6, 7], "meta_info": meta | {"spec_verify_ct": 1}},
+    )
+
+
+def counted(body: Any) -> str:
+    """Usage in chunks, no ids: /v1/completions of an older SGLang."""
+    usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 3}
+    return stream({"choices": [{"text": "a", "finish_reason": "length"}], "usage": usage})
+
+
+def extended(body: Any) -> str:
+    """/v1/completions of SGLang 0.5.23: ids in chunks, figures before the end."""
+    figures = {"choices": [], "sglext": {"spec_tokens_details": {"spec_verify_ct": 1}}}
+    return completion(body).removesuffix("data: [DONE]\n\n") + stream(figures)
+
+
+@pytest.mark.parametrize(
+    ("completions", "generate", "algorithm", "wire"),
+    [
+        (counted, whole, "EAGLE3", "generate"),
+        (completion, whole, "EAGLE3", "generate"),
+        (completion, whole, None, None),  # off: there is no acceptance to tell
+        (extended, whole, "EAGLE3", None),
+        (counted, (404, "not here"), "EAGLE3", None),
+        (counted, "nonsense", "EAGLE3", None),
+    ],
+)
+async def test_a_second_wire_is_taken_where_it_tells_more(
+    completions: object, generate: object, algorithm: str | None, wire: str | None
+) -> None:
+    models = {"data": [{"id": "m", "owned_by": "sglang", "max_model_len": 2048}]}
+    routes = {"GET_v1_models": models, "POST_v1_completions": completions}
+    info = {"speculative_algorithm": algorithm}
+    async with server(**routes, POST_generate=generate, GET_server_info=info) as url:
+        target = await preflight.probe(await preflight.identify(url, ENGINES), IDS)
+    assert target.info.engine == "sglang"
+    assert target.info.honours.wire == wire
+    assert target.wire.path == ("/generate" if wire else "/v1/completions")
 
 
 async def test_ids_that_are_templated_again_are_refused() -> None:

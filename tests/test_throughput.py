@@ -69,8 +69,8 @@ def length(prompt: Prompt) -> int:
 
 
 @pytest.mark.parametrize(("isl", "limit"), [(1000, 27), (2000, 9), (8000, 3), (32000, 3)])
-def test_every_prompt_has_its_length_to_the_token(isl: int, limit: int) -> None:
-    """Golden G11, and stricter: ids are what is sent, so nothing is lost in a round trip."""
+def test_golden_g11_every_prompt_has_its_length_to_the_token(isl: int, limit: int) -> None:
+    """Stricter than G11: ids are what is sent, so nothing is lost in a round trip."""
     prompts = bucket(isl, 0, limit)
     assert Counter(p.category for p in prompts) == dict.fromkeys(TIERS, limit // 3)
     assert {length(p) for p in prompts} == {isl}

@@ -26,7 +26,7 @@ from loadgen.acceptance import (
     CHUNKS,
     COUNTERS,
     PER_REQUEST,
-    STEPS_FROM_PASSES,
+    STEPS_FROM_SERVER,
     acceptance,
     chunks_disproved,
 )
@@ -596,7 +596,7 @@ def test_acceptance_from_both_sources_by_hand() -> None:
     # The page is of 64 other requests: its coverage here is impossible, and that is said.
     assert [a.source for a in found] == [PER_REQUEST, CHUNKS, COUNTERS]
     assert found[0].acceptance_length == found[1].acceptance_length == 2.5
-    assert found[0].steps_source == STEPS_FROM_PASSES
+    assert found[0].steps_source == STEPS_FROM_SERVER
     assert (found[0].drafts, found[0].unverified, found[1].unverified) == (None, False, False)
     positions = found[2]
     assert positions.acceptance_length_drafted == pytest.approx(2.803305785123967, abs=1e-12)
@@ -625,7 +625,7 @@ def test_the_page_closes_with_its_own_requests() -> None:
 
 def test_merged_chunks_are_disproved_by_the_passes_and_the_figure_stays() -> None:
     merged = done([1, 5, 5], 4)
-    assert "the server told 4 steps" in chunks_disproved([merged], ENGINE, None)
+    assert "the server counted 4 decode steps" in chunks_disproved([merged], ENGINE, None)
     found = acceptance([merged], ENGINE, state="on", depth=None)
     by = {a.source: a for a in found}
     assert by[PER_REQUEST].acceptance_length == 2.5
