@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from loadgen.acceptance import chunks_disproved
-from loadgen.metrics import completed
+from loadgen.acceptance import TOLERANCE, chunks_disproved
+from loadgen.metrics import completed, server_context
 from loadgen.plan import DIALOGUES_PER_STREAM
 from loadgen.stats import distribution
 from loadgen.types import Broke, Cancelled, Caveat, Completed, PhaseData, Refused, TimedOut
@@ -95,6 +95,74 @@ def unsettled(data: PhaseData) -> Iterator[Caveat]:
             f"The server was not idle at the {' and '.join(edges)} of the phase.",
             "Measure a server that nobody else uses; counter figures may hold others' work.",
         )
+
+
+def server_queued(data: PhaseData) -> Iterator[Caveat]:
+    """More was in flight than the server ran: TTFT holds a queue, and the batch is its limit."""
+    context = server_context(data)
+    if context is None:
+        return
+    if (context.waiting_p50 or 0) >= 1:
+        limit = data.server.max_running
+        yield _caveat(
+            data,
+            "server-queued",
+            f"Requests waited at the server in half of its readings or more (median "
+            f"{context.waiting_p50:g}, at most {context.waiting_max:g})"
+            + (f"; it runs at most {limit:,} at a time." if limit else "."),
+            "Read throughput as that of a full server and TTFT with its queue in it, or raise the "
+            "server's running limit to the largest concurrency.",
+        )
+    if context.preemptions:
+        yield _caveat(
+            data,
+            "server-preempted",
+            f"The server put back {context.preemptions:,} running requests for want of KV cache: "
+            "their tokens were computed twice.",
+            "Give the cache more memory, or lower the concurrency or the context.",
+        )
+
+
+def sources_disagree(data: PhaseData) -> Iterator[Caveat]:
+    """Two sources of one figure that differ, with what differs between them."""
+    known = [a for a in data.acceptance if a.drafts is not None and a.accepted_tokens is not None]
+    for first, other in zip(known[:1] * len(known), known[1:], strict=False):
+        drafts = (other.drafts or 0) - (first.drafts or 0)
+        accepted = (other.accepted_tokens or 0) - (first.accepted_tokens or 0)
+        if drafts or accepted:
+            yield _caveat(
+                data,
+                "sources-disagree",
+                f"{other.source} and {first.source} differ by {drafts:+,} of {first.drafts:,} "
+                f"drafts and {accepted:+,} of {first.accepted_tokens:,} accepted tokens: "
+                f"{_why_apart(data)}.",
+                f"Figures are from {first.source}, which are of this run's requests alone.",
+            )
+    lengths = [(n, a) for a in data.acceptance if (n := a.acceptance_length) is not None]
+    for length, other in lengths[1:]:
+        best, source = lengths[0]
+        if abs(length - best) > TOLERANCE * best:
+            yield _caveat(
+                data,
+                "sources-disagree",
+                f"Acceptance length is {length:.3f} with {other.steps_source} as decode steps and "
+                f"{best:.3f} with {source.steps_source}: chunks were merged or split, or the "
+                "server counts requests that this client did not complete.",
+                f"Figures are from {source.source}. Set the server's stream interval to 1.",
+            )
+
+
+def _why_apart(data: PhaseData) -> str:
+    """What the server's own count of tokens says about the difference."""
+    told = data.counters.generated_tokens if data.counters is not None else None
+    ours = sum(r.osl_tokens for r in data.records)
+    if told is None:
+        return "the server does not tell how many tokens it generated, so it cannot be said why"
+    if told > ours:
+        return f"the server generated {told - ours:,} tokens for somebody else in that time"
+    if told < ours:
+        return f"the server's counters miss {ours - told:,} tokens of this run"
+    return "the same tokens were generated, so the server counts drafts in two ways"
 
 
 def prefix_cache_hits(data: PhaseData) -> Iterator[Caveat]:
@@ -237,6 +305,8 @@ CHECKS: tuple[Check, ...] = (
     client_saturated,
     foreign_traffic,
     unsettled,
+    sources_disagree,
+    server_queued,
     counters_not_usable,
     prefix_cache_hits,
     chunks_are_not_steps,

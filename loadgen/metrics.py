@@ -22,6 +22,8 @@ from loadgen.types import (
     Refused,
     RequestCounts,
     RequestRecord,
+    ServerContext,
+    ServerLoad,
     Throughput,
     TimedOut,
 )
@@ -198,6 +200,36 @@ def _tokens_between(record: RequestRecord, start: float, end: float) -> int:
     stamps = record.sent_s + np.cumsum(record.chunk_gaps_us, dtype=np.float64) / 1e6
     inside = (stamps >= start) & (stamps <= end)
     return int(np.asarray(record.chunk_tokens)[inside].sum())
+
+
+def server_context(data: PhaseData) -> ServerContext | None:
+    """What the server's pages say of the phase; None where they say nothing of it."""
+    load = data.engine.load
+    ticks = [load(s.samples) for s in data.snapshots if s.edge == "tick"]
+    edges = {s.edge: load(s.samples) for s in data.snapshots if s.edge != "tick"}
+    before, after = (edges.get(edge, ServerLoad()) for edge in ("start", "end"))
+
+    def seen(name: str) -> list[float]:
+        return [n for tick in ticks if (n := getattr(tick, name)) is not None]
+
+    def grown(name: str) -> float | None:
+        then, now = getattr(before, name), getattr(after, name)
+        # A family may be absent until it is first touched.
+        growth = None if now is None else now - (then or 0)
+        return growth if growth is not None and growth >= 0 and "start" in edges else None
+
+    hits, asked = grown("prefix_hit_tokens"), grown("prefix_asked_tokens")
+    waited, queued, put_back = grown("queue_time_s"), grown("queued"), grown("preemptions")
+    found = ServerContext(
+        running_p50=distribution(seen("running")).p50,
+        waiting_p50=distribution(seen("waiting")).p50,
+        waiting_max=max(seen("waiting"), default=None),
+        kv_cache_use_max=max(seen("kv_cache_use"), default=None),
+        prefix_hit_share=hits / asked if hits is not None and asked else None,
+        preemptions=None if put_back is None else int(put_back),
+        queue_time_s=waited / queued if waited is not None and queued else None,
+    )
+    return None if found == ServerContext() else found
 
 
 def achieved_concurrency(data: PhaseData) -> float | None:

@@ -157,7 +157,10 @@ async def identify(
         metrics_url=metrics if samples is not None else None,
         headers=headers or {},
         tls=tls,
-        caveats=_page_caveat(metrics) if samples is None else (),
+        caveats=(
+            *(_page_caveat(metrics) if samples is None else ()),
+            *not_as_claimed(facts, config),
+        ),
     )
 
 
@@ -197,6 +200,30 @@ def _info(
         verified=engine.verified,
         gpus=config.gpus if config else None,
         config=config,
+    )
+
+
+def not_as_claimed(facts: ServerFacts, config: ServerConfig | None) -> tuple[Caveat, ...]:
+    """Speculation as the server reports it against the config that it was started with."""
+    if config is None:
+        return ()
+    spec = config.spec
+    claimed = (spec.draft_depth or spec.draft_tokens) if spec is not None else None
+    said = ""
+    if facts.state != "unknown" and (facts.state == "on") != (spec is not None):
+        told = facts.spec_reported or ("speculation is on" if facts.state == "on" else "it is off")
+        said = f"the config says {spec.method if spec is not None else 'none'}, the server {told}"
+    elif claimed and facts.draft_depth and facts.draft_depth != claimed:
+        said = f"the config says k = {claimed}, the server k = {facts.draft_depth}"
+    if not said:
+        return ()
+    return (
+        Caveat(
+            code="spec-not-as-claimed",
+            message=f"Speculation is not what the server was started with: {said}.",
+            advice="Read the server's log for why it changed or left out the setting; figures are "
+            "of what the server does, whatever the config is called.",
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise, zip_longest
 
 import msgspec
@@ -26,6 +27,7 @@ from loadgen.metrics import (
     decode_tokens,
     distributions,
     figure,
+    server_context,
     span_s,
     throughput,
 )
@@ -116,7 +118,7 @@ def summarize(run: Run, engine: Engine) -> Summary:
             summary = msgspec.structs.replace(summary, answers=found)
             caveats += answer_caveats(found, name)
         summaries.append(summary)
-        caveats += check_phase(data)
+        caveats += check_phase(replace(data, acceptance=summary.acceptance))
     if not summaries:
         raise UserError(
             f"run {run.info.run_id} ({end or 'no end was recorded'}) holds no measured request: it "
@@ -255,6 +257,7 @@ def _phase(data: PhaseData) -> PhaseSummary:
         repeated_prompts=sum(r.repeat > 0 for r in data.records) / len(data.records),
         chunk_is_step=False if disproved else engine.chunk_is_step,
         dialogues=dialogue_figures(data.records, engine, disproved),
+        server=server_context(data),
     )
 
 

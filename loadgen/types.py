@@ -213,11 +213,20 @@ class SpecCounters(Noun, frozen=True, kw_only=True):
 
 
 class ServerLoad(Noun, frozen=True, kw_only=True):
-    """What the server says about its own queue; requests, and the KV cache as a share 0…1."""
+    """What the server says about its own queue; requests, and the KV cache as a share 0…1.
+
+    The others are cumulative: prompt tokens found in the prefix cache and asked of it, requests put
+    back for want of memory, seconds that `queued` requests waited before they ran.
+    """
 
     running: int | None = None
     waiting: int | None = None
     kv_cache_use: float | None = None
+    prefix_hit_tokens: int | None = None
+    prefix_asked_tokens: int | None = None
+    preemptions: int | None = None
+    queue_time_s: float | None = None
+    queued: int | None = None
 
 
 class Usage(Noun, frozen=True, kw_only=True):
@@ -615,7 +624,7 @@ class PhaseData:
     """All that was recorded of one phase: what metrics, acceptance and checks read.
 
     `draft_depth` is k where known. `counters` is the growth of the server's counters between the
-    idle borders, None with `counters_missing` saying why.
+    idle borders, None with `counters_missing` saying why. `acceptance`: once it is known.
     """
 
     phase: PhaseRecord
@@ -627,6 +636,7 @@ class PhaseData:
     snapshots: tuple[Snapshot, ...] = ()
     counters: SpecCounters | None = None
     counters_missing: str = ""
+    acceptance: tuple[Acceptance, ...] = ()
 
 
 class Distribution(Noun, frozen=True, kw_only=True):
@@ -722,6 +732,22 @@ class CategorySummary(Noun, frozen=True, kw_only=True):
     user_tokens_per_s: Distribution
 
 
+class ServerContext(Noun, frozen=True, kw_only=True):
+    """The server's own account of a phase, in one vocabulary for all engines.
+
+    Medians and maxima are over one reading a second, inside the phase; `prefix_hit_share` (of
+    prompt tokens), `preemptions` and `queue_time_s` (mean a request) are growth over the phase.
+    """
+
+    running_p50: float | None = None
+    waiting_p50: float | None = None
+    waiting_max: float | None = None
+    kv_cache_use_max: float | None = None
+    prefix_hit_share: float | None = None
+    preemptions: int | None = None
+    queue_time_s: float | None = None
+
+
 class Throughput(Noun, frozen=True, kw_only=True):
     """Output tokens a second: `whole` over the phase, `steady` inside the steady window."""
 
@@ -773,6 +799,7 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
     chunk_is_step: bool | None = None
     dialogues: tuple[DialogueFigures, ...] = ()
     answers: AnswerFigures | None = None
+    server: ServerContext | None = None
 
 
 class Summary(Noun, frozen=True, kw_only=True):

@@ -108,6 +108,7 @@ def _phase(phase: PhaseSummary) -> Json:
         "output_tokens_per_s": _all(phase.throughput),
         "goodput_rps": None,
         "achieved_concurrency": {"p50": phase.achieved_concurrency_p50},
+        "server": _all(phase.server),
         "repeated_prompts": phase.repeated_prompts,
         "chunk_is_step": phase.chunk_is_step,
         "acceptance": [_acceptance(acceptance) for acceptance in phase.acceptance],

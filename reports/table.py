@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from loadgen.types import PhaseSummary, Study, Summary
+from loadgen.types import PhaseSummary, ServerContext, Study, Summary
 from reports import page, units
 from reports.page import Column, Row, Section, dist, wrapped
 
@@ -22,6 +22,7 @@ def render(study: Study) -> str:
         wrapped(verdict(study.summaries), width, style="bold"),
         page.header([(label, s.info) for label, s in runs], width),
         loads(rows, width),
+        server(rows, width),
         page.acceptance_block(rows, width),
         *categories(by_run, width),
         *(page.positions(run, width) for run in by_run),
@@ -139,6 +140,28 @@ def _notes(rows: Sequence[Row], width: int) -> Section:
     if sources:
         notes.append(f"Steps behind the step time: {page.listed(sources)}.")
     return [line for note in notes for line in wrapped(note, width, style="dim")]
+
+
+def server(rows: Sequence[Row], width: int) -> Section:
+    """What the server says of its queue and its memory, a row a load."""
+    told = [(row, row[1].server) for row in rows if row[1].server is not None]
+    if not told:
+        return []
+    cells: tuple[tuple[str, str, int, Callable[[ServerContext], str]], ...] = (
+        ("running\np50", "running", 0, lambda s: units.whole(s.running_p50)),
+        ("waiting\np50", "waiting p50", 2, lambda s: units.whole(s.waiting_p50)),
+        ("waiting\nmax", "waiting", 1, lambda s: units.whole(s.waiting_max)),
+        ("KV cache\nmax %", "KV cache", 3, lambda s: units.hundredths(s.kv_cache_use_max)),
+        ("prefix\nhits %", "prefix hits", 5, lambda s: units.hundredths(s.prefix_hit_share)),
+        ("preempted", "preemptions", 4, lambda s: units.count(s.preemptions)),
+        ("queue\nmean ms", "queue time", 6, lambda s: _MS(s.queue_time_s)),
+    )
+    columns = [
+        Column("load", [page.load_label(*row) for row, _ in told], left=True),
+        *(Column(head, [cell(s) for _, s in told], drop, name) for head, name, drop, cell in cells),
+    ]
+    title = wrapped("The server's own account, one reading a second", width, style="bold")
+    return [*title, *page.grid([c for c in columns if {*c.cells} != {units.MISSING}], width)]
 
 
 def categories(runs: Iterable[Sequence[Row]], width: int) -> list[Section]:

@@ -15,10 +15,16 @@ def rows(samples: Mapping[str, float], *families: str) -> dict[str, float]:
     return {row: value for row, value in samples.items() if row.partition("{")[0] in families}
 
 
+def amount(samples: Mapping[str, float], *families: str) -> float | None:
+    """The sum over rows, such as seconds; None where the page has none."""
+    found = rows(samples, *families)
+    return sum(found.values()) if found else None
+
+
 def total(samples: Mapping[str, float], *families: str) -> int | None:
     """The sum over rows (engines, ranks, models); None where the page has none."""
-    found = rows(samples, *families)
-    return round(sum(found.values())) if found else None
+    found = amount(samples, *families)
+    return None if found is None else round(found)
 
 
 def by_position(samples: Mapping[str, float], label: str, *families: str) -> tuple[int, ...] | None:

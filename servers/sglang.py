@@ -34,7 +34,7 @@ from loadgen.types import (
     Wire,
 )
 from loadgen.written import chain_depth, known_method, known_options
-from servers.series import rows, total
+from servers.series import amount, rows, total
 
 GENERATED = "sglang:generation_tokens_total"
 REQUESTS = "sglang:num_requests_total"
@@ -43,6 +43,7 @@ WINDOW = "sglang:spec_num_draft_tokens"
 RUNNING = "sglang:num_running_reqs"
 WAITING = "sglang:num_queue_reqs"
 KV_USE = "sglang:token_usage"
+QUEUED = "sglang:queue_time_seconds"
 WORK = "sglang:realtime_tokens_total"
 
 State = Literal["on", "off", "unknown"]
@@ -70,6 +71,11 @@ def load(samples: Mapping[str, float]) -> ServerLoad:
         running=round(sum(running)) if running else None,
         waiting=round(sum(waiting)) if waiting else None,
         kv_cache_use=sum(kv) / len(kv) if kv else None,
+        prefix_hit_tokens=total(samples, "sglang:cached_tokens_total"),
+        prefix_asked_tokens=total(samples, "sglang:prompt_tokens_total"),
+        preemptions=total(samples, "sglang:num_retracted_requests_total"),
+        queue_time_s=amount(samples, f"{QUEUED}_sum"),
+        queued=total(samples, f"{QUEUED}_count"),
     )
 
 

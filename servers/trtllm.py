@@ -43,8 +43,9 @@ from loadgen.written import (
     known_options,
     refuse_ours,
 )
-from servers.series import by_position, rows, total
+from servers.series import amount, by_position, rows, total
 
+_QUEUED = "request_queue_time_seconds"
 _AT = "token_position"
 ROWS = "iterations:"
 """Our series of the JSON page: sums over its rows, and the last row's gauges by rank."""
@@ -99,6 +100,10 @@ def load(samples: Mapping[str, float]) -> ServerLoad:
         running=_total(samples, "num_requests_running"),
         waiting=_total(samples, "num_requests_waiting"),
         kv_cache_use=sum(kv) / len(kv) if kv else None,
+        prefix_hit_tokens=_total(samples, "prompt_cached_tokens_total"),
+        prefix_asked_tokens=_total(samples, "prompt_tokens_total"),
+        queue_time_s=amount(samples, *_names(f"{_QUEUED}_sum")),
+        queued=_total(samples, f"{_QUEUED}_count"),
     )
 
 

@@ -24,13 +24,14 @@ from loadgen.written import (
     known_options,
     refuse_ours,
 )
-from servers.series import by_position, rows, total
+from servers.series import amount, by_position, rows, total
 
 SPEC = "vllm:spec_decode_"
 GENERATED = "vllm:generation_tokens_total"
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
 KV_USE = "vllm:kv_cache_usage_perc"
+QUEUED = "vllm:request_queue_time_seconds"
 _ACCEPTED = ("position", f"{SPEC}num_accepted_tokens_per_pos_total")
 
 
@@ -56,6 +57,11 @@ def load(samples: Mapping[str, float]) -> ServerLoad:
         running=total(samples, RUNNING),
         waiting=total(samples, WAITING),
         kv_cache_use=sum(kv) / len(kv) if kv else None,
+        prefix_hit_tokens=total(samples, "vllm:prefix_cache_hits_total"),
+        prefix_asked_tokens=total(samples, "vllm:prefix_cache_queries_total"),
+        preemptions=total(samples, "vllm:num_preemptions_total"),
+        queue_time_s=amount(samples, f"{QUEUED}_sum"),
+        queued=total(samples, f"{QUEUED}_count"),
     )
 
 

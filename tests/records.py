@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,21 @@ from loadgen.types import (
     RunInfo,
     Scenario,
     ServerInfo,
+    ServerLoad,
 )
 
 DATA = Path(__file__).parent / "data"
 
 ENGINE = Engine(name="test", wires={"completions": completions_wire({})}, chunk_is_step=True)
 SERVER = ServerInfo(engine="test", model="m", url="http://h", state="on", draft_depth=3)
+
+
+def told(samples: Mapping[str, float]) -> ServerLoad:
+    """A load whose fields are the page's series."""
+    return msgspec.convert(dict(samples), ServerLoad, strict=False)
+
+
+ENGINE_THAT_TELLS = replace(ENGINE, load=told)
 
 
 def record(

@@ -31,6 +31,7 @@ from loadgen.types import (
     RunInfo,
     Scenario,
     ServerConfig,
+    ServerContext,
     ServerInfo,
     SpecConfig,
     Speedup,
@@ -219,6 +220,16 @@ def phase(concurrency: int = 8, *, on: bool = True, repeat: int = 0) -> PhaseSum
         step_time_s=1.46 / user if on else 1 / user,
         step_time_source="groups of equal predicted_ms" if on else "one token a step",
         achieved_concurrency_p50=float(concurrency),
+        server=ServerContext(
+            running_p50=4.0,
+            waiting_p50=4.0,
+            waiting_max=4.0,
+            kv_cache_use_max=0.081,
+            preemptions=0,
+            queue_time_s=0.2711,
+        )
+        if concurrency == 8
+        else None,
         chunk_is_step=False,
         dialogues=tuple(
             DialogueFigures(

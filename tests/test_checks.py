@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
 from loadgen.checks import CHECKS, check_phase
 from loadgen.types import (
+    Acceptance,
     Broke,
     Cancelled,
     ClientSample,
@@ -18,7 +19,7 @@ from loadgen.types import (
     SpecCounters,
     TimedOut,
 )
-from tests.records import phase_data, record
+from tests.records import ENGINE_THAT_TELLS, phase_data, record
 
 CLEAN = [
     record([1, 2, 2], [0.0, 0.1, 0.2, 0.3], dialogue=f"d{i}", finish_reason="stop")
@@ -33,8 +34,22 @@ def sample(at_s: float, lag_s: float, cpu_s: float) -> ClientSample:
     )  # fmt: skip
 
 
-def edge(settled: bool) -> Snapshot:
-    return Snapshot(at_s=0.0, phase="c=1", edge="end", samples={}, settled=settled)
+def edge(settled: bool, preempted: int = 0, at: Literal["start", "end"] = "end") -> Snapshot:
+    page = {"preemptions": float(preempted)}
+    return Snapshot(at_s=0.0, phase="c=1", edge=at, samples=page, settled=settled)
+
+
+def tick(running: int, waiting: int) -> Snapshot:
+    page = {"running": float(running), "waiting": float(waiting)}
+    return Snapshot(at_s=0.0, phase="c=1", edge="tick", samples=page)
+
+
+def told(*snapshots: Snapshot) -> PhaseData:
+    return phase_data(CLEAN, snapshots=snapshots, engine=ENGINE_THAT_TELLS)
+
+
+def figures(drafts: int, accepted: int) -> Acceptance:
+    return Acceptance(source="s", state="on", drafts=drafts, accepted_tokens=accepted)
 
 
 def changed(**changes: Any) -> PhaseData:
@@ -53,6 +68,9 @@ TRIPS: dict[str, PhaseData] = {
     "client-late": phase_data(CLEAN, client=tuple(sample(i, 0.05, 0.1 * i) for i in range(5))),
     "client-saturated": phase_data(CLEAN, client=tuple(sample(i, 0, 0.9 * i) for i in range(5))),
     "foreign-traffic": phase_data(CLEAN, counters=SpecCounters(generated_tokens=21)),
+    "sources-disagree": phase_data(CLEAN, acceptance=(figures(8, 8), figures(9, 10))),
+    "server-queued": told(tick(8, 3), tick(8, 3)),
+    "server-preempted": told(edge(True, 2, "start"), edge(True, 5)),
     "server-not-idle": phase_data(CLEAN, snapshots=(edge(False),)),
     "counters-went-back": phase_data(CLEAN, counters_missing="the counter went back from 9 to 1"),
     "counters-not-usable": phase_data(
@@ -84,8 +102,7 @@ QUIET = phase_data(
 
 @pytest.mark.parametrize("code", TRIPS)
 def test_what_is_wrong_is_said_with_its_advice(code: str) -> None:
-    caveats = check_phase(TRIPS[code])
-    found = [c for c in caveats if c.code == code]
+    found = [c for c in check_phase(TRIPS[code]) if c.code == code]
     assert len(found) == 1
     assert found[0].phase == "c=1"
     assert found[0].message.endswith((".", "slow down", "gone"))
@@ -111,6 +128,36 @@ def test_errors_name_their_number_and_the_first_message() -> None:
     (caveat,) = [c for c in check_phase(TRIPS["request-errors"]) if c.code == "request-errors"]
     assert caveat.message.startswith("3 of 7 requests failed:")
     assert "slow down" in caveat.message
+
+
+@pytest.mark.parametrize(
+    ("generated", "why"),
+    [
+        (None, "so it cannot be said why"),
+        (25, "generated 5 tokens for somebody else"),
+        (15, "counters miss 5 tokens of this run"),
+        (20, "counts drafts in two ways"),
+    ],
+)
+def test_why_two_sources_differ_is_said(generated: int | None, why: str) -> None:
+    counters = SpecCounters(generated_tokens=generated)
+    data = phase_data(CLEAN, acceptance=(figures(8, 8), figures(9, 10)), counters=counters)
+    (found,) = [c for c in check_phase(data) if c.code == "sources-disagree"]
+    assert "differ by +1 of 8 drafts and +2 of 8 accepted tokens" in found.message
+    assert why in found.message
+
+
+def test_acceptance_lengths_that_differ_are_said_with_their_steps() -> None:
+    same, other = (
+        Acceptance(source="s", state="on", acceptance_length=n, steps_source=f"steps of {n}")
+        for n in (2.0, 2.1)
+    )
+    (found,) = [
+        c for c in check_phase(phase_data(CLEAN, acceptance=(same, other)))
+        if c.code == "sources-disagree"
+    ]  # fmt: skip
+    assert "2.100 with steps of 2.1 as decode steps and 2.000 with steps of 2.0" in found.message
+    assert not check_phase(phase_data(CLEAN, acceptance=(same, same)))
 
 
 def test_every_check_yields_nothing_on_an_empty_phase() -> None:

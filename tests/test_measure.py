@@ -36,7 +36,7 @@ from loadgen.types import (
 from loadgen.written import masked
 from scenarios import prompts as sets
 from scenarios import random_control, throughput
-from servers import llamacpp, simulator, trtllm
+from servers import llamacpp, sglang, simulator, trtllm
 from servers import openai as generic
 from servers.simulated import preset
 
@@ -47,7 +47,10 @@ SCENARIO = Scenario(
     sampling=Sampling(max_output_tokens=40),
     warmup_requests=2,
 )
-ENGINES = {e.name: e for e in (simulator.ENGINE, generic.ENGINE, llamacpp.ENGINE, trtllm.ENGINE)}
+ENGINES = {
+    e.name: e
+    for e in (simulator.ENGINE, generic.ENGINE, llamacpp.ENGINE, trtllm.ENGINE, sglang.ENGINE)
+}
 
 
 @contextlib.asynccontextmanager
@@ -196,7 +199,13 @@ async def test_nine_intervals_in_ten_hold_the_truth(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dialect", "method"),
-    [("vllm", "ngram"), ("llamacpp", "none"), ("llamacpp", "ngram"), ("trtllm", "eagle3")],
+    [
+        ("vllm", "ngram"),
+        ("llamacpp", "none"),
+        ("llamacpp", "ngram"),
+        ("trtllm", "eagle3"),
+        ("sglang", "eagle3"),
+    ],
 )
 async def test_every_dialect_is_measured_as_its_engine(
     dialect: str, method: str, tmp_path: Path
@@ -217,7 +226,7 @@ async def test_every_dialect_is_measured_as_its_engine(
         assert best.acceptance_length * best.steps == pytest.approx(
             sum(r.osl_tokens for r in mine) - len(mine)
         )
-    if method != "none" and dialect != "trtllm":  # whose requests tell no drafts
+    if method != "none" and dialect != "trtllm" and dialect != "sglang":  # which tell no drafts
         drafts = [r.spec.drafts or 0 for r in records if r.spec is not None]
         probe_and_warm_up = overall["drafts"] - sum(drafts)
         assert 0 <= probe_and_warm_up < overall["drafts"] / 4

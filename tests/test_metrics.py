@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 import pytest
 
@@ -10,12 +12,21 @@ from loadgen.metrics import (
     achieved_concurrency,
     counts,
     distributions,
+    server_context,
     span_s,
     throughput,
     tpot_s,
 )
-from loadgen.types import Broke, Cancelled, Distribution, PhaseRecord, RequestRecord
-from tests.records import G2, phase_data, record
+from loadgen.types import (
+    Broke,
+    Cancelled,
+    Distribution,
+    PhaseRecord,
+    RequestRecord,
+    ServerContext,
+    Snapshot,
+)
+from tests.records import ENGINE_THAT_TELLS, G2, phase_data, record
 
 
 def test_g2_timing() -> None:
@@ -79,6 +90,43 @@ def test_concurrency_is_weighted_by_time() -> None:
     made = [record([1], [float(i), i + 2.0], dialogue=f"d{i}") for i in range(10)]
     assert achieved_concurrency(phase_data(made)) == 2.0
     assert achieved_concurrency(phase_data([record([1], [0.0, 1.0])])) == 1.0
+
+
+def shot(edge: Literal["start", "end", "tick"], **samples: float) -> Snapshot:
+    return Snapshot(at_s=0.0, phase="c=1", edge=edge, samples=samples)
+
+
+def context(*snapshots: Snapshot) -> ServerContext | None:
+    return server_context(phase_data([], snapshots=snapshots, engine=ENGINE_THAT_TELLS))
+
+
+def test_the_servers_account_is_of_the_phase_alone() -> None:
+    """Gauges by their readings inside the phase, counters by their growth over it."""
+    borders = {"running": 0, "waiting": 0, "kv_cache_use": 0}
+    found = context(
+        shot("start", prefix_asked_tokens=100, queue_time_s=1.0, queued=10, **borders),
+        shot("tick", running=8, waiting=0, kv_cache_use=0.0),
+        shot("tick", running=8, waiting=1, kv_cache_use=0.1),
+        shot("tick", running=6, waiting=4, kv_cache_use=0.4),
+        shot("end", prefix_hit_tokens=50, prefix_asked_tokens=300, preemptions=2,
+             queue_time_s=4.0, queued=16, **borders),
+    )  # fmt: skip
+    assert found == ServerContext(
+        running_p50=8,
+        waiting_p50=1,
+        waiting_max=4,
+        kv_cache_use_max=0.4,
+        prefix_hit_share=0.25,
+        preemptions=2,
+        queue_time_s=0.5,
+    )
+
+
+def test_a_server_that_tells_nothing_of_the_phase_has_no_account() -> None:
+    assert context() is None
+    assert context(shot("start"), shot("end")) is None
+    assert context(shot("end", preemptions=2)) is None, "its beginning is not known"
+    assert context(shot("start", preemptions=9), shot("end", preemptions=2)) is None, "restarted"
 
 
 def test_every_request_is_counted_once() -> None:

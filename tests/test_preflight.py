@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from loadgen import preflight
 from loadgen.errors import UserError
-from loadgen.types import Engine, Message, Prompt, ServerConfig, SpecConfig
+from loadgen.types import Engine, Message, Prompt, ServerConfig, ServerFacts, SpecConfig
 from servers import llamacpp, openai, sglang, vllm
 from tests.records import SERVER, prompts
 
@@ -136,6 +136,34 @@ async def test_what_was_launched_is_known() -> None:
         )
     assert (off.info.state, off.info.draft_depth) == ("off", None)
     assert (on.info.state, on.info.draft_depth) == ("on", 3)
+
+
+EAGLE = ServerConfig(engine="vllm", model="m", spec=SpecConfig(method="eagle3", draft_depth=3))
+NONE = ServerConfig(engine="vllm", model="m")
+
+
+@pytest.mark.parametrize(
+    ("facts", "config", "said"),
+    [
+        (ServerFacts(state="on", draft_depth=5), EAGLE, "the config says k = 3, the server k = 5"),
+        (ServerFacts(state="off"), EAGLE, "the config says eagle3, the server it is off"),
+        (
+            ServerFacts(state="on", spec_reported="NGRAM"),
+            NONE,
+            "the config says none, the server NGRAM",
+        ),
+        (ServerFacts(state="on", draft_depth=3), EAGLE, ""),
+        (ServerFacts(state="unknown"), EAGLE, ""),
+        (ServerFacts(state="off"), NONE, ""),
+        (ServerFacts(state="on"), None, ""),
+    ],
+)
+def test_speculation_is_checked_against_what_was_claimed(
+    facts: ServerFacts, config: ServerConfig | None, said: str
+) -> None:
+    found = preflight.not_as_claimed(facts, config)
+    assert [c.code for c in found] == (["spec-not-as-claimed"] if said else [])
+    assert all(said in c.message for c in found)
 
 
 TWO = {"data": [{"id": "small"}, {"id": "large"}]}

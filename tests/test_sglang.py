@@ -37,7 +37,7 @@ from tests.records import DATA, REQUEST, record
 
 CONFIGS = Path(__file__).parent.parent / "servers" / "configs"
 PAGE = parse_page((DATA / "sglang-metrics.txt").read_text())
-INFO = json.loads((DATA / "sglang-server_info.json").read_text())
+INFO = json.loads((DATA / "sglang-server-info.json").read_text())
 IDS = [791, 6864, 315, 9822, 374, 12366, 11, 264, 3363, 304, 10890]
 FIGURES = SpecCounters(
     steps=4,
@@ -48,9 +48,9 @@ FIGURES = SpecCounters(
     accepted_by_position=(3, 2, 1),
 )
 STREAMS = [
-    ("completions", "sglang-completions-stream-ids.sse"),
-    ("generate", "sglang-generate-stream-cumulative.sse"),
-    ("generate", "sglang-generate-stream-incremental.sse"),
+    ("completions", "sglang-ids.sse"),
+    ("generate", "sglang-cumulative.sse"),
+    ("generate", "sglang-incremental.sse"),
 ]
 
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────
@@ -115,7 +115,7 @@ def test_cumulative_and_incremental_chunks_are_told_apart(sizes: list[int]) -> N
 
 
 def test_an_error_in_the_stream_breaks_the_request() -> None:
-    found = told("generate", events("sglang-generate-stream-error.sse"))
+    found = told("generate", events("sglang-error.sse"))
     assert isinstance(found.outcome, Broke)
     assert "maximum context length of 131072" in found.outcome.message
     plain = told("generate", [b'data: {"error":"bad input_ids"}\n\n'])
@@ -216,7 +216,7 @@ def test_what_is_asked_on_each_wire() -> None:
 
 def test_per_request_figures_give_al_two_and_a_half() -> None:
     """(11 − 1) ÷ 4 = 2.5, where SGLang's own spec_accept_length says 11 ÷ 4 = 2.75."""
-    done = told(*("completions", events("sglang-completions-stream-ids.sse")))
+    done = told(*("completions", events("sglang-ids.sse")))
     found = acceptance([done], sglang.ENGINE, state="on", depth=3)[0]
     assert (found.source, found.steps_source) == (PER_REQUEST, STEPS_FROM_SERVER)
     assert (found.acceptance_length, found.steps, found.overrun_tokens) == (2.5, 4, 0)
@@ -283,6 +283,8 @@ def test_counters_of_a_server_without_speculation_have_no_steps() -> None:
 def test_load_counts_every_data_parallel_rank_once() -> None:
     load = sglang.load(PAGE)
     assert (load.running, load.waiting, load.kv_cache_use) == (12, 3, 0.02)
+    assert (load.prefix_hit_tokens, load.prefix_asked_tokens) == (None, 32768)
+    assert (load.preemptions, load.queued, round(load.queue_time_s or 0, 4)) == (0, 64, 0.6163)
     samples = {}
     for dp, tp, running, use in ((0, 0, 5, 0.2), (0, 1, 5, 0.2), (1, 2, 7, 0.6), (1, 3, 7, 0.6)):
         ranks = f'dp_rank="{dp}",model_name="a,\\"b",tp_rank="{tp}"'

@@ -476,6 +476,8 @@ def test_load_and_facts_of_the_prometheus_page() -> None:
     samples = parse_page(PROMETHEUS)
     found = trtllm.load(samples)
     assert (found.running, found.waiting, found.kv_cache_use) == (12, 3, 0.0219)
+    assert (found.prefix_hit_tokens, found.prefix_asked_tokens) == (0, 32768)
+    assert (round(found.queue_time_s or 0, 3), found.queued) == (0.128, 64)
     facts = trtllm.describe({"/version": {"version": "1.4.0rc1"}}, samples)
     assert (facts.version, facts.state, facts.draft_depth) == ("1.4.0rc1", "on", 3)
     assert (facts.max_model_len, facts.max_running) == (8192, 512)

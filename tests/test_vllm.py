@@ -17,6 +17,7 @@ from loadgen.types import (
     Request,
     Sampling,
     ServerConfig,
+    ServerLoad,
     SpecConfig,
     SpecCounters,
 )
@@ -142,7 +143,27 @@ def test_load_sums_requests_and_means_the_cache() -> None:
     samples['vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"}'] = 1
     load = vllm.load(samples)
     assert (load.running, load.waiting, load.kv_cache_use) == (8, 1, 0.5)
-    assert vllm.load({}).running is None
+    assert vllm.load({}) == ServerLoad()
+
+
+def test_load_tells_prefix_hits_preemptions_and_queue_time() -> None:
+    """Families as 0.32.0 sent them, a row an engine; the external cache's are another's."""
+    samples = {
+        f'vllm:{name}{{engine="{engine}",model_name="m"}}': value
+        for engine in (0, 1)
+        for name, value in {
+            "prefix_cache_queries_total": 316.0,
+            "prefix_cache_hits_total": 16.0,
+            "external_prefix_cache_hits_total": 9.0,
+            "num_preemptions_total": 1.0,
+            "num_preemptions_created": 1.7955e9,
+            "request_queue_time_seconds_sum": 0.25,
+            "request_queue_time_seconds_count": 11.0,
+        }.items()
+    }
+    assert vllm.load(samples) == ServerLoad(
+        prefix_hit_tokens=32, prefix_asked_tokens=632, preemptions=2, queue_time_s=0.5, queued=22
+    )
 
 
 @pytest.mark.parametrize("engine", [vllm.ENGINE, openai.ENGINE])
