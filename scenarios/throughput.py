@@ -368,10 +368,11 @@ def _built(
 ) -> tuple[tuple[Prompt, ...], str]:
     head, tail = common_ends(ids)
     bodies = [row[len(head) : len(row) - len(tail)] for row in ids]
-    prompts, used = [], []
+    prompts: list[Prompt] = []
+    used: dict[str, list[int]] = {}
     for draft in drafts:
         spliced, documents = _spliced(draft, bodies, isl - len(head) - len(tail))
-        used += documents
+        used.setdefault(draft.tier, []).extend(documents)
         prompts.append(
             Prompt(
                 prompt_id=draft.prompt_id,
@@ -383,11 +384,10 @@ def _built(
                 source=f"draftload, from Python {platform.python_version()}",
             )
         )
-    fresh = len(set(used)) / len(used)
+    again = (f"{tier} {1 - len(set(of)) / len(of):.0%}" for tier, of in used.items())
     note = (
-        f"{len(prompts):,} prompts of exactly {isl:,} tokens ({len(head) + len(tail)} of the chat "
-        f"template) from {len(set(used)):,} documents; {1 - fresh:.0%} of their uses repeat a "
-        "document of another prompt"
+        f"{len(prompts):,} prompts of exactly {isl:,} tokens, {len(head) + len(tail)} of them the "
+        f"chat template's; uses of a document that another prompt has too: {', '.join(again)}"
     )
     return tuple(prompts), note
 

@@ -279,7 +279,28 @@ async def test_prompts_of_an_exact_length_reach_the_server_so(tmp_path: Path, ki
         assert (phase.answers is not None) == control
         if phase.answers is not None:
             assert phase.answers.answers == sum(s.count for s in phase.answers.shares)
-            assert not phase.answers.prompts_known, "the simulator has no /detokenize"
+            assert phase.answers.prompts_known
+
+
+async def test_noise_is_judged_as_what_the_server_made_of_it(tmp_path: Path) -> None:
+    """The simulator answers half of it by asking back, half by an essay on a word in it."""
+    data = Dataset(kind="random", isl_tokens=300, limit=40)
+    scenario = msgspec.structs.replace(
+        SCENARIO,
+        dataset=data,
+        loads=(ClosedLoop(concurrency=40),),
+        sampling=Sampling(max_output_tokens=320),
+    )
+    async with simulated(time_scale=0.02) as url:
+        recipe = random_control.recipe(data)
+        summary, _ = await run(url, tmp_path, scenario=scenario, prompts=(), recipe=recipe)
+    (phase,) = summary.phases
+    assert phase.answers is not None
+    shares = {s.label: s.count for s in phase.answers.shares}
+    assert shares["trivial"] > 8
+    assert shares["latched"] > 8
+    assert shares["trivial"] + shares["latched"] >= 38
+    assert "random-unrepresentative" in {c.code for c in summary.caveats}
 
 
 def test_the_text_of_random_ids_is_kept_whole_unless_no_text_is() -> None:
