@@ -7,8 +7,8 @@ length first, then acceptance, step time, time outside decoding; what is then le
 ratio is "the rest" (ramp, drain, uneven streams). The factors multiply to the ratio. Routed
 experts are not read: vLLM 0.32.0 adds them to whole answers of /v1/completions, never to a stream.
 So only the indirect test of §6.4 is left: without speculation and at equal output lengths an effect
-on times is consistent with other experts or with caches, and proves neither. Must not: call one of
-the runs a speedup.
+on times is consistent with other experts, with caches or with noise between the runs, and proves
+none of these. Must not: call one of the runs a speedup.
 """
 
 from __future__ import annotations

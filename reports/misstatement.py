@@ -73,12 +73,16 @@ def table(rows: Sequence[Misstated], width: int) -> Section:
     """A row a load: the figures of both runs and their ratios."""
     if not rows:
         return []
+    off = all(page.best(p).state == "off" for row in rows for p in (row.random, row.real))
+    lengths = [
+        Column("AL\nrandom ÷ real", [speedup(row.acceptance) for row in rows], left=True),
+        _both("AL", 1, rows, lambda _, p: page.length(page.best(p))),
+    ]
     columns = [
         Column("load", [page.load_label("", row.real) for row in rows]),
         Column("output\nrandom ÷ real", [speedup(row.throughput) for row in rows], left=True),
         _both("output tok/s", 2, rows, lambda r, p: units.figure(_output(r, p))),
-        Column("AL\nrandom ÷ real", [speedup(row.acceptance) for row in rows], left=True),
-        _both("AL", 1, rows, lambda _, p: page.length(page.best(p))),
+        *([] if off else lengths),
         _both("OSL p50", 3, rows, lambda _, p: units.whole(dist(p, "osl_tokens").p50)),
     ]
     return page.grid(columns, width)
@@ -139,7 +143,7 @@ def causes(rows: Sequence[Misstated], width: int) -> Section:
             "unequal_lengths": f"Whether random input is routed to other experts cannot be told at "
             f"{at}: output lengths differ. Run both with --ignore-eos.",
             "signs": f"{took}. That is consistent with other experts being routed to in a mixture "
-            "of experts, or with caches; it proves neither.",
+            "of experts, with caches, or with noise between the two runs; it proves none of these.",
             "no_signs": f"{took}: no sign of other experts being routed to.",
             None: "",
         }[row.routing]
