@@ -29,7 +29,7 @@ import msgspec
 
 from loadgen import __version__, preflight
 from loadgen.errors import DraftloadError, UserError
-from loadgen.plan import make_plan
+from loadgen.plan import by_category, make_plan
 from loadgen.runner import Runner, Tokenize, fan_out
 from loadgen.store import Store, run_path
 from loadgen.tokens import prompts_digest
@@ -115,7 +115,9 @@ async def measure(
     spec = config.spec if config is not None else None
     remembers = spec is not None and _remembers(target.engine, spec)
     plan = make_plan(scenario, prompts, warmup, remembers=remembers)
-    info = run_info(scenario, target, plan, (*job.caveats, *_reminder(remembers, plan)))
+    alone = preflight.categories_apart(target)
+    plan = by_category(plan) if alone else plan
+    info = run_info(scenario, target, plan, (*job.caveats, *alone, *_reminder(remembers, plan)))
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
     with job.watch(plan) as view:
         observe = fan_out(store.append, (view,))

@@ -206,8 +206,9 @@ def server_context(data: PhaseData) -> ServerContext | None:
     """What the server's pages say of the phase; None where they say nothing of it."""
     load = data.engine.load
     ticks = [load(s.samples) for s in data.snapshots if s.edge == "tick"]
-    edges = {s.edge: load(s.samples) for s in data.snapshots if s.edge != "tick"}
-    before, after = (edges.get(edge, ServerLoad()) for edge in ("start", "end"))
+    start = next((s for s in data.snapshots if s.edge == "start"), None)
+    end = next((s for s in reversed(data.snapshots) if s.edge == "end"), None)
+    before, after = (ServerLoad() if s is None else load(s.samples) for s in (start, end))
 
     def seen(name: str) -> list[float]:
         return [n for tick in ticks if (n := getattr(tick, name)) is not None]
@@ -216,7 +217,7 @@ def server_context(data: PhaseData) -> ServerContext | None:
         then, now = getattr(before, name), getattr(after, name)
         # A family may be absent until it is first touched.
         growth = None if now is None else now - (then or 0)
-        return growth if growth is not None and growth >= 0 and "start" in edges else None
+        return growth if growth is not None and growth >= 0 and start is not None else None
 
     hits, asked = grown("prefix_hit_tokens"), grown("prefix_asked_tokens")
     waited, queued, put_back = grown("queue_time_s"), grown("queued"), grown("preemptions")

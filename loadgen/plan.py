@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -63,6 +64,39 @@ def make_plan(
                 phases.append(_warmup(name, load, repeat, scenario, prompts, warmup))
             phases.append(_measured(name, load, repeat, scenario, prompts, remembers))
     return Plan(scenario=scenario, prompts=tuple(prompts), phases=tuple(phases))
+
+
+def by_category(plan: Plan) -> Plan:
+    """Each measured phase as one phase a category, in the order in which they first come.
+
+    For servers that tell no request's steps: the growth of their counters over such a phase is the
+    category's alone. A phase that ends by its duration gives each category an equal part of it.
+    """
+    phases: list[Phase] = []
+    for phase in plan.phases:
+        categories = tuple(dict.fromkeys(p.category for p in plan.prompts))
+        if not phase.measured or len(categories) < 2:
+            phases.append(phase)
+            continue
+        duration_s = phase.duration_s
+        for category in categories:
+            of_it: Iterable[Dialogue] = in_order(
+                [p for p in plan.prompts if p.category == category], plan.scenario.dataset.seed
+            )
+            if isinstance(phase.dialogues, tuple):
+                of_it = tuple(d for d in phase.dialogues if d.prompt.category == category)
+                if not of_it:
+                    continue
+            phases.append(
+                replace(
+                    phase,
+                    name=f"{phase.name} {category}",
+                    category=category,
+                    dialogues=of_it,
+                    duration_s=None if duration_s is None else duration_s / len(categories),
+                )
+            )
+    return replace(plan, phases=tuple(phases))
 
 
 def _measured(

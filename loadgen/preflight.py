@@ -517,6 +517,30 @@ def _tells(honours: Honours) -> int:
     return honours.ids_in_chunks + honours.per_request_acceptance
 
 
+def categories_apart(target: Target) -> tuple[Caveat, ...]:
+    """What is to be said where categories must run one after another; () where they need not.
+
+    Needed where the server tells no request's steps, neither in figures nor by a chunk a step, but
+    counts drafts or steps over all requests (DESIGN §5).
+    """
+    info, honours = target.info, target.info.honours
+    by_chunks = target.engine.chunk_is_step and (honours.ids_in_chunks or honours.continuous_usage)
+    told = honours.per_request_acceptance or honours.chunk_timings or by_chunks
+    counted = honours.metrics_page and target.engine.metrics_path is not None
+    if told or not counted or info.state == "off":
+        return ()
+    return (
+        Caveat(
+            code="categories-apart",
+            message="This server tells no request's acceptance, only its counters over all: the "
+            "categories ran one after another, so that each has its own.",
+            advice="Throughput, latency and acceptance length are those of one category at a time, "
+            "not of a mixed batch. Turn per-request figures on for that (vLLM "
+            "--per-request-spec-decode-metrics detailed).",
+        ),
+    )
+
+
 async def _asked(target: Target, ids: U32 | None) -> Target:
     prompt = Prompt(prompt_id="preflight", category="preflight", messages=PROBE)
     request = Request(

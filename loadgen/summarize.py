@@ -51,6 +51,7 @@ from loadgen.types import (
     Snapshot,
     SpecCounters,
     Summary,
+    Throughput,
 )
 
 _STARTED = "process_start_time_seconds"
@@ -94,13 +95,11 @@ def summarize(run: Run, engine: Engine) -> Summary:
                 texts[record.prompt_id] = record.text or ""
             case _:
                 pass
-    summaries = []
+    parts: dict[tuple[object, ...], list[PhaseData]] = {}
     for name, requests in records.items():
         phase = phases.get(name) or _unfinished(name, requests, run)
         if not phase.measured:
             continue
-        seen = tuple(snapshots.get(name, ()))
-        growth, missing = counter_growth(seen, engine)
         data = PhaseData(
             phase=phase,
             server=run.info.server,
@@ -108,23 +107,79 @@ def summarize(run: Run, engine: Engine) -> Summary:
             draft_depth=_depth(requests, run.info.server),
             records=tuple(requests),
             client=tuple(client.get(name, ())),
-            snapshots=seen,
-            counters=growth,
-            counters_missing=missing,
+            snapshots=tuple(snapshots.get(name, ())),
         )
-        summary = _phase(data)
+        key = (phase.load, phase.repeat) if phase.category is not None else (name,)
+        parts.setdefault(key, []).append(_counted(data))
+    summaries = []
+    for apart in parts.values():
+        data = apart[0] if apart[0].phase.category is None else _together(apart)
+        found = _phase(data) if apart[0].phase.category is None else _pooled(data, apart)
         if control:
-            found = answer_figures(completed(requests), texts, engine, data.draft_depth)
-            summary = msgspec.structs.replace(summary, answers=found)
-            caveats += answer_caveats(found, name)
-        summaries.append(summary)
-        caveats += check_phase(replace(data, acceptance=summary.acceptance))
+            answers = answer_figures(completed(data.records), texts, engine, data.draft_depth)
+            found = msgspec.structs.replace(found, answers=answers)
+            caveats += answer_caveats(answers, found.name)
+        summaries.append(found)
+        caveats += check_phase(replace(data, acceptance=found.acceptance))
     if not summaries:
         raise UserError(
             f"run {run.info.run_id} ({end or 'no end was recorded'}) holds no measured request: it "
             "ended before its first phase did anything. There is nothing to report; run it again."
         )
     return Summary(info=run.info, phases=tuple(summaries), caveats=tuple(caveats), end=end)
+
+
+def _counted(data: PhaseData) -> PhaseData:
+    growth, missing = counter_growth(data.snapshots, data.engine)
+    return replace(data, counters=growth, counters_missing=missing)
+
+
+def _together(parts: Sequence[PhaseData]) -> PhaseData:
+    """The phases of one load whose categories ran one after another, with nothing between them."""
+    first, last = parts[0].phase, parts[-1].phase
+    phase = msgspec.structs.replace(
+        first,
+        name=first.name.removesuffix(f" {first.category}"),
+        category=None,
+        ended_s=last.ended_s,
+        steady_from_s=None,
+        steady_to_s=None,
+    )
+    return _counted(
+        replace(
+            parts[0],
+            phase=phase,
+            draft_depth=max((p.draft_depth for p in parts if p.draft_depth), default=None),
+            records=tuple(r for p in parts for r in p.records),
+            client=tuple(c for p in parts for c in p.client),
+            snapshots=tuple(s for p in parts for s in p.snapshots),
+        )
+    )
+
+
+def _pooled(data: PhaseData, parts: Sequence[PhaseData]) -> PhaseSummary:
+    """`data`, which is all the parts together, with each category's figures from its own part."""
+    each = [(p, _phase(p)) for p in parts]
+    span = sum(summary.span_s for _, summary in each)
+    tokens = sum(r.osl_tokens for r in completed(data.records))
+    return msgspec.structs.replace(
+        _phase(data),
+        span_s=span,
+        throughput=Throughput(
+            whole=tokens / span if span > 0 else None,
+            why_not_steady="the categories ran one after another",
+        ),
+        categories=tuple(
+            CategorySummary(
+                category=part.phase.category or "",
+                requests=summary.requests.completed,
+                acceptance=summary.acceptance[0],
+                user_tokens_per_s=summary.distributions[USER_SPEED.name],
+            )
+            for part, summary in each
+        ),
+        categories_apart=True,
+    )
 
 
 def _unfinished(name: str, requests: Sequence[RequestRecord], run: Run) -> PhaseRecord:

@@ -724,7 +724,7 @@ class DialogueFigures(Noun, frozen=True, kw_only=True):
 
 
 class CategorySummary(Noun, frozen=True, kw_only=True):
-    """One category in the mixed batch. `acceptance` None: no per-request figures."""
+    """One category, in the mixed batch or apart. `acceptance` None: no per-request figures."""
 
     category: str
     requests: int
@@ -780,7 +780,10 @@ class AnswerFigures(Noun, frozen=True, kw_only=True):
 
 
 class PhaseSummary(Noun, frozen=True, kw_only=True):
-    """One load and repeat. `distributions` by METRICS name; `acceptance` best source first."""
+    """One load and repeat. `distributions` by METRICS name; `acceptance` best source first.
+
+    `categories_apart`: the categories ran one after another, not in a mixed batch.
+    """
 
     name: str
     load: Load
@@ -800,6 +803,7 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
     dialogues: tuple[DialogueFigures, ...] = ()
     answers: AnswerFigures | None = None
     server: ServerContext | None = None
+    categories_apart: bool = False
 
 
 class Summary(Noun, frozen=True, kw_only=True):

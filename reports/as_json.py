@@ -112,6 +112,7 @@ def _phase(phase: PhaseSummary) -> Json:
         "repeated_prompts": phase.repeated_prompts,
         "chunk_is_step": phase.chunk_is_step,
         "acceptance": [_acceptance(acceptance) for acceptance in phase.acceptance],
+        "categories_apart": phase.categories_apart,
         "categories": [_category(category) for category in phase.categories],
     }
     further = {name: _all(d) for name, d in phase.distributions.items() if name not in fixed}

@@ -184,7 +184,7 @@ def categories(rows: Sequence[LoadComparison], width: int) -> list[Section]:
         after = page.acceptance_columns(found, {"steps": 4, "AL": 1, "AL where drafted": 5})
         speeds = [c.speedup_user.interval for c in of if c.speedup_user is not None]
         kinds = page.listed(dict.fromkeys(i.kind for i in speeds if i is not None))
-        title = f"User speed by category at {page.load_label('', row.spec)}, in the mixed batch"
+        title = f"User speed by category at {page.load_label('', row.spec)}, {page.batch(row.spec)}"
         title += f" ({kinds})" if kinds else ""
         blocks.append(page.CategoryBlock(title, before, points, after, [c.steps for c in of]))
     return page.category_blocks(blocks, width, "×")

@@ -216,6 +216,11 @@ def load_label(run: str, phase: PhaseSummary) -> str:
     return f"{run} c={phase.load.concurrency}{again}".strip()
 
 
+def batch(phase: PhaseSummary) -> str:
+    """Beside what a category was measured."""
+    return "each category alone" if phase.categories_apart else "in the mixed batch"
+
+
 def speculation(server: ServerInfo) -> str:
     """'ngram k = 3', 'no speculation', or that it is not known."""
     if server.state == "off":

@@ -175,7 +175,7 @@ def categories(runs: Iterable[Sequence[Row]], width: int) -> list[Section]:
             known, key=lambda r: (len(r[1].dialogues), r[1].load.concurrency, -r[1].repeat)
         )
         others = " (the phase with the most dialogues)" if len(known) > 1 else ""
-        title = f"{run} By category at {page.load_label('', phase)}{others}, in the mixed batch"
+        title = f"{run} By category at {page.load_label('', phase)}{others}, {page.batch(phase)}"
         of, found = phase.categories, [c.acceptance or page.NOTHING for c in phase.categories]
         before = [
             Column("category", [page.short(c.category) for c in of], left=True),

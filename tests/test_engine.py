@@ -89,16 +89,31 @@ def source(summary: Summary, name: str) -> Acceptance:
 NGRAM = SpecConfig(method="ngram", draft_depth=DEPTH, options={"size_n": 2})
 
 
-async def test_steps_close_exactly_where_lengths_are_fixed(model: str, tmp_path: Path) -> None:
-    """With ignore_eos: S = T − R − A, and per-request figures are the counters' growth."""
-    asked = scenario(40, ignore_eos=True, requests=12)
-    summary, records = await run(model, NGRAM, asked, tmp_path)
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+async def test_steps_close_exactly_where_lengths_are_fixed(
+    method: str, model: str, tmp_path: Path
+) -> None:
+    """With ignore_eos: S = T − R − A, and per-request figures are the counters' growth.
+
+    The target is its own draft model here, so that greedy drafts are accepted but for rounding.
+    """
+    own = SpecConfig(method="draft_model", draft_model=model, draft_depth=DEPTH)
+    asked = scenario(40 if method == "ngram" else 24, ignore_eos=True, requests=12)
+    summary, records = await run(model, NGRAM if method == "ngram" else own, asked, tmp_path)
     (phase,) = summary.phases
     figures, counters = source(summary, PER_REQUEST), source(summary, COUNTERS)
     tokens = sum(r.osl_tokens for r in records if r.phase == phase.name)
-    assert tokens == 12 * 40
+    assert tokens == 12 * asked.sampling.max_output_tokens
     assert figures.steps_source == STEPS_FROM_TIMINGS
-    assert figures.drafts, "an n-gram drafted"
+    assert figures.drafts
+    assert figures.acceptance_length is not None
+    assert figures.acceptance_length_drafted is not None
+    assert figures.draft_coverage is not None
+    assert figures.acceptance_length == pytest.approx(
+        1 + figures.draft_coverage * (figures.acceptance_length_drafted - 1)
+    )
+    if method != "ngram":
+        assert figures.acceptance_length > 2, "a model agrees with itself"
     assert figures.steps == tokens - 12 - (figures.accepted_tokens or 0)
     assert figures.overrun_tokens == 0
     assert figures.drafts == counters.drafts

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from array import array
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import openai
 import pytest
 from aiohttp.test_utils import TestServer
 
+from loadgen.acceptance import COUNTERS
 from loadgen.errors import UserError
 from loadgen.measure import Attach, Job, _without_folder, _without_paths, measure, prompt_records
 from loadgen.store import read
@@ -230,6 +232,33 @@ async def test_every_dialect_is_measured_as_its_engine(
         drafts = [r.spec.drafts or 0 for r in records if r.spec is not None]
         probe_and_warm_up = overall["drafts"] - sum(drafts)
         assert 0 <= probe_and_warm_up < overall["drafts"] / 4
+
+
+async def test_categories_run_apart_where_no_request_tells_its_steps(tmp_path: Path) -> None:
+    """Each category's drafts are then the growth of the counters over its own phase."""
+    deaf = replace(simulator.ENGINE, chunk_is_step=None)
+    async with simulated("ngram", per_request_metrics=False, time_scale=0.02) as url:
+        summary, records = await run(url, tmp_path, engines=ENGINES | {deaf.name: deaf})
+        told = (await truth(url))["categories"]
+    assert "categories-apart" in {c.code for c in summary.caveats}
+    assert [(p.name, p.categories_apart) for p in summary.phases] == [("c=1", True), ("c=4", True)]
+    drafts: dict[str, int] = {}
+    for phase in summary.phases:
+        mine = [r for r in records if r.phase.startswith(phase.name + " ")]
+        assert phase.requests.sent == len(mine)
+        assert phase.throughput.whole == pytest.approx(
+            sum(r.osl_tokens for r in mine) / phase.span_s
+        )
+        assert [c.category for c in phase.categories] == ["coding", "roleplay"]
+        for row in phase.categories:
+            assert row.acceptance is not None
+            assert row.acceptance.source == COUNTERS
+            drafts[row.category] = drafts.get(row.category, 0) + (row.acceptance.drafts or 0)
+        counted = next(a for a in phase.acceptance if a.source == COUNTERS)
+        assert counted.drafts == sum(
+            c.acceptance.drafts or 0 for c in phase.categories if c.acceptance is not None
+        )
+    assert drafts == {c: told[c]["drafts"] for c in ("coding", "roleplay")}
 
 
 async def test_the_chat_api_is_measured_too(tmp_path: Path) -> None:

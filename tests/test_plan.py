@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import UserError
-from loadgen.plan import in_order, make_plan
+from loadgen.plan import by_category, in_order, make_plan
 from loadgen.types import ClosedLoop, Phase, Scenario, Stop
 from tests.records import prompts
 
@@ -81,6 +81,29 @@ def test_a_drafter_that_remembers_never_sees_a_prompt_twice() -> None:
         make_plan(scenario(8), prompts(10), remembers=True)
     (phase,) = make_plan(scenario(8, duration_s=5.0), prompts(10), remembers=True).phases
     assert len(dialogues(phase)) == 10
+
+
+@pytest.mark.parametrize("duration_s", [None, 6.0])
+def test_categories_apart_send_the_same_dialogues_in_the_same_order(
+    duration_s: float | None,
+) -> None:
+    mixed = [
+        msgspec.structs.replace(p, category=c) for p, c in zip(prompts(12), "abc" * 4, strict=True)
+    ]
+    plan = make_plan(scenario(2, duration_s=duration_s), mixed)
+    apart = by_category(plan)
+    (whole,) = [p for p in plan.phases if p.measured]
+    parts = [p for p in apart.phases if p.measured]
+    assert [(p.name, p.category) for p in parts] == [(f"c=2 {c}", c) for c in "abc"]
+    assert [p for p in apart.phases if not p.measured] == [p for p in plan.phases if not p.measured]
+    for part in parts:
+        sent = itertools.islice(part.dialogues, 4)
+        assert {d.prompt.category for d in sent} == {part.category}
+        assert part.duration_s == (None if duration_s is None else 2.0)
+        if duration_s is None:
+            assert dialogues(part) == [d for d in dialogues(whole) if d in dialogues(part)]
+    if duration_s is None:
+        assert sum(len(dialogues(p)) for p in parts) == len(dialogues(whole))
 
 
 @pytest.mark.parametrize(("loads", "count"), [((1,), 0), ((0,), 5)])
