@@ -6,18 +6,31 @@ no figure. A new check is a function and an entry in CHECKS. Must not: raise, ro
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from loadgen.acceptance import TOLERANCE, chunks_disproved
-from loadgen.metrics import completed, server_context
+from loadgen.metrics import achieved_concurrency, completed, server_context
 from loadgen.plan import DIALOGUES_PER_STREAM
 from loadgen.stats import distribution
-from loadgen.types import Broke, Cancelled, Caveat, Completed, PhaseData, Refused, TimedOut
+from loadgen.types import (
+    Broke,
+    Cancelled,
+    Caveat,
+    ClosedLoop,
+    Completed,
+    OpenLoop,
+    PhaseData,
+    Refused,
+    TimedOut,
+)
+from loadgen.written import load_label
 
 LAG_LIMIT_S = 0.010
 CPU_LIMIT = 0.80
 CAPPED_LIMIT = 0.20
+REACHED = 0.95
 
 
 def client_saturated(data: PhaseData) -> Iterator[Caveat]:
@@ -210,15 +223,59 @@ def outputs_capped(data: PhaseData) -> Iterator[Caveat]:
 
 def too_few_samples(data: PhaseData) -> Iterator[Caveat]:
     """Ramp and drain dominate a short phase, and a tail percentile needs its samples."""
-    dialogues = len({r.dialogue_id for r in data.records})
-    needed = DIALOGUES_PER_STREAM * data.phase.load.concurrency
+    dialogues, load = len({r.dialogue_id for r in data.records}), data.phase.load
+    if isinstance(load, ClosedLoop):
+        streams, at = load.concurrency, f"concurrency {load.concurrency}"
+    else:
+        streams = int(achieved_concurrency(data) or 1)
+        at = f"{load_label(load)} with {streams} in flight"
+    needed = DIALOGUES_PER_STREAM * streams
     if dialogues < needed:
         yield _caveat(
             data,
             "too-few-dialogues",
-            f"{dialogues} dialogues at concurrency {data.phase.load.concurrency}: ramp and drain "
-            f"are a large part of the phase. Expected at least {needed}.",
-            "Raise --requests, or lower the concurrency.",
+            f"{dialogues} dialogues at {at}: ramp and drain are a large part of the phase. "
+            f"Expected at least {needed}.",
+            "Raise --requests, or lower the load.",
+        )
+
+
+def load_not_reached(data: PhaseData) -> Iterator[Caveat]:
+    """Figures of a load that was not there: too few in flight, or arrivals that had to wait."""
+    load = data.phase.load
+    if isinstance(load, OpenLoop):
+        yield from _held_back(data, load)
+        return
+    achieved = achieved_concurrency(data)
+    if achieved is None and data.client:  # never full, or no end: the whole phase
+        achieved = statistics.median(s.in_flight for s in data.client)
+    if achieved is not None and data.records and achieved < REACHED * load.concurrency:
+        yield _caveat(
+            data,
+            "load-not-reached",
+            f"A median of {achieved:g} requests was in flight, and the load asks for "
+            f"{load.concurrency}: its figures are of a lower load.",
+            "Give more --requests than streams, look for what holds requests back (a late client, "
+            "a tokenizer, a server that refuses), or measure the lower load.",
+        )
+
+
+def _held_back(data: PhaseData, load: OpenLoop) -> Iterator[Caveat]:
+    first = [r for r in data.records if r.turn == 0 and r.intended_s is not None]
+    if len(first) < 2:
+        return
+    intended = [r.intended_s or 0.0 for r in first]
+    sent = [r.sent_s for r in first]
+    planned_s, taken_s = max(intended) - min(intended), max(sent) - min(sent)
+    if planned_s < REACHED * taken_s:
+        limit = f" (at most {load.max_in_flight} in flight)" if load.max_in_flight else ""
+        yield _caveat(
+            data,
+            "load-not-reached",
+            f"{len(first)} dialogues were to begin within {planned_s:.3g} s and took "
+            f"{taken_s:.3g} s{limit}: the server had a lower rate.",
+            "Latencies from the intended instants hold the wait. Raise --max-in-flight, use a "
+            "quicker client, or measure a lower rate.",
         )
 
 
@@ -314,6 +371,7 @@ CHECKS: tuple[Check, ...] = (
     outputs_over_limit,
     outputs_capped,
     too_few_samples,
+    load_not_reached,
 )
 
 

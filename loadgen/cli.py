@@ -30,6 +30,7 @@ from loadgen.types import (
     ClosedLoop,
     Dataset,
     Engine,
+    OpenLoop,
     Recipe,
     Sampling,
     Scenario,
@@ -38,6 +39,7 @@ from loadgen.types import (
     Study,
     Summary,
 )
+from loadgen.written import load_label, most_in_flight
 
 if TYPE_CHECKING:
     from servers.launch import Launched
@@ -165,7 +167,7 @@ def demo(
     if simulated and not quick and max_output_tokens is None:
         max_output_tokens = 96  # below, a full batch spends its time on prefills
     scenario = _changed(scenario, concurrency=concurrency, max_output_tokens=max_output_tokens)
-    slots = max(load.concurrency for load in scenario.loads)
+    slots = max(most_in_flight(load) or 1 for load in scenario.loads)
     configs = _demo_servers(simulated, slots, model_file, _say(quiet))
 
     async def both() -> list[tuple[Path, str]]:
@@ -242,6 +244,22 @@ def run(
     ] = False,
     isl: Isl = None,
     concurrency: Concurrency = None,
+    rate: Annotated[
+        str | None,
+        typer.Option("--rate", help="Open-loop loads instead: dialogues begun a second, 2,4,8."),
+    ] = None,
+    arrivals: Annotated[
+        str | None,
+        typer.Option("--arrivals", help="Of --rate: constant, poisson (default), gamma."),
+    ] = None,
+    burstiness: Annotated[
+        float | None,
+        typer.Option("--burstiness", help="Of gamma arrivals, as vLLM's: below 1 in bursts."),
+    ] = None,
+    max_in_flight: Annotated[
+        int | None,
+        typer.Option("--max-in-flight", help="Of --rate: more dialogues wait here, late."),
+    ] = None,
     requests: Annotated[
         int | None,
         typer.Option(
@@ -249,7 +267,14 @@ def run(
         ),
     ] = None,
     duration: Annotated[
-        str | None, typer.Option("--duration", help="Send for so long instead, such as 60s.")
+        str | None,
+        typer.Option(
+            "--duration",
+            help="Send for so long instead, such as 60s; with --rate: rate × duration.",
+        ),
+    ] = None,
+    ramp: Annotated[
+        str | None, typer.Option("--ramp", help="Time for the load to come up first, such as 30s.")
     ] = None,
     repeat: Annotated[
         int | None, typer.Option("--repeat", help="Measure every load so often.")
@@ -294,7 +319,9 @@ def run(
       draftload run --url http://127.0.0.1:8000 -c 1,8,64
       draftload run --server server.toml --scenario smoke
       draftload run --url http://HOST:8000 --dataset mine.jsonl --duration 60s -c 32
+      draftload run --url http://HOST:8000 --rate 2,4,8 --duration 60s --ramp 10s
     """
+    from loadgen.arrivals import process_of
     from loadgen.measure import Attach, measure
     from loadgen.transport import tls_context
     from scenarios import prompts as sets
@@ -307,8 +334,10 @@ def run(
     scenario = _changed(
         sets.scenario(scenario_name),
         concurrency=concurrency,
+        open_loads=_open_loads(rate, arrivals, burstiness, max_in_flight, concurrency),
         requests=requests,
         duration=duration,
+        ramp=ramp,
         repeat=repeat,
         warmup=warmup,
         max_output_tokens=max_output_tokens,
@@ -321,6 +350,9 @@ def run(
         skip_placeholders=skip_placeholders,
         isl=isl,
     )
+    for load in scenario.loads:
+        if isinstance(load, OpenLoop):
+            process_of(load)  # known before a server is started
     attach = Attach(
         engine=engine,
         model=model,
@@ -501,14 +533,14 @@ def scenarios() -> None:
         maker = _maker(data)
         made = sum(maker.counts(data).values()) if maker is not None else 0
         count = made or len(sets.read(data).prompts)
-        loads = ",".join(str(load.concurrency) for load in scenario.loads)
+        loads = ", ".join(map(load_label, scenario.loads))
         print(
             textwrap.fill(
                 scenario.description, width, initial_indent=f"{name:<16}", subsequent_indent=left
             )
         )
         print(
-            f"{left}{count:,} prompts, {f'--isl {data.isl_tokens}, ' if made else ''}-c {loads}, "
+            f"{left}{count:,} prompts{f', --isl {data.isl_tokens},' if made else ''} at {loads}, "
             f"≤ {asked.max_output_tokens} tokens, T {asked.temperature:g}"
         )
 
@@ -909,8 +941,10 @@ def _changed(
     scenario: Scenario,
     *,
     concurrency: str | None = None,
+    open_loads: tuple[OpenLoop, ...] | None = None,
     requests: int | None = None,
     duration: str | None = None,
+    ramp: str | None = None,
     repeat: int | None = None,
     warmup: int | None = None,
     max_output_tokens: int | None = None,
@@ -961,12 +995,13 @@ def _changed(
                     isl_tokens=_length(isl),
                 ),
             ),
-            loads=_loads(concurrency),
+            loads=open_loads or _loads(concurrency),
             stop=put(
                 scenario.stop,
                 **kept(
                     requests=requests,
                     duration_s=None if duration is None else _seconds("--duration", duration),
+                    ramp_s=None if ramp is None else _seconds("--ramp", ramp),
                 ),
             ),
             sampling=put(
@@ -1001,6 +1036,46 @@ def _length(text: str | None) -> int | None:
     if not number.isdecimal() or not 0 < int(number) <= 10**7:
         raise UserError(f"--isl {text} is no length. Expected tokens, such as 1k, 8k, 32k or 1500.")
     return int(number) * (1000 if number != text.lower() else 1)
+
+
+def _open_loads(
+    rate: str | None,
+    arrivals: str | None,
+    burstiness: float | None,
+    max_in_flight: int | None,
+    concurrency: str | None,
+) -> tuple[OpenLoop, ...] | None:
+    """Of --rate and its flags; a burstiness alone means gamma arrivals."""
+    shape = {"arrivals": arrivals, "burstiness": burstiness, "max_in_flight": max_in_flight}
+    given = {name: value for name, value in shape.items() if value is not None}
+    if rate is None:
+        for name in given:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{flag} is of an open loop. Expected --rate with it, such as --rate 4."
+            )
+        return None
+    if concurrency is not None:
+        raise UserError(
+            f"-c {concurrency} and --rate {rate} exclude each other: a closed loop waits for "
+            "answers, an open loop does not. Give one; measure the other in a run of its own."
+        )
+    if burstiness is not None and arrivals is None:
+        given["arrivals"] = "gamma"
+    try:
+        rates = [float(word) for word in rate.split(",") if word.strip()]
+        row = [{"kind": "open", "request_rate_rps": r, **given} for r in dict.fromkeys(rates)]
+        loads = msgspec.convert(row, tuple[OpenLoop, ...])
+    except msgspec.ValidationError as fault:
+        said, _, place = str(fault).partition(" - at ")
+        name = place.strip("`").rpartition(".")[2]
+        flag = "--" + name.replace("_", "-") if name in given else "--rate"
+        raise UserError(f"{flag} {given.get(name, rate)} makes no sense. {said}.") from None
+    except ValueError:
+        loads = ()
+    if not loads:
+        raise UserError(f"--rate {rate} is no rate. Expected dialogues a second, such as 2,4,8.")
+    return loads
 
 
 def _seconds(flag: str, text: str) -> float:

@@ -19,11 +19,13 @@ from loadgen.types import (
     DialogueFigures,
     Interval,
     LoadComparison,
+    OpenLoop,
     PhaseSummary,
     RunInfo,
     Speedup,
     Summary,
 )
+from loadgen.written import load_label
 
 WITHIN_RUN = "within-run interval: paired "
 """What an interval of one repeat is: noise between runs is not in it."""
@@ -48,7 +50,7 @@ def compare(base: Summary, spec: Summary, *, force: bool = False) -> Comparison:
     if not pairs:
         raise UserError(
             f"runs {base.info.run_id} and {spec.info.run_id} have no load in common: "
-            f"{_loads(base)} against {_loads(spec)}. Run both with the same -c."
+            f"{_loads(base)} against {_loads(spec)}. Run both at the same loads."
         )
     greedy = base.info.scenario.sampling.temperature == 0
     return Comparison(
@@ -125,7 +127,7 @@ def _sampling(info: RunInfo) -> str:
 
 
 def _loads(summary: Summary) -> str:
-    return ", ".join(f"c={p.load.concurrency}" for p in summary.phases)
+    return ", ".join(load_label(p.load) for p in summary.phases)
 
 
 def _load(base: PhaseSummary, spec: PhaseSummary, greedy: bool) -> LoadComparison:
@@ -177,7 +179,8 @@ def _throughput(
     base: PhaseSummary, spec: PhaseSummary, pairs: Sequence[Pair]
 ) -> tuple[Speedup | None, str]:
     """Steady where both are, else whole. The interval is that of Σ osl ÷ Σ E2EL over the pairs,
-    which a closed loop's throughput follows, laid around the measured ratio."""
+    which a closed loop's throughput follows, laid around the measured ratio. An open loop's
+    follows its arrivals, and has none."""
     basis = "steady"
     with_, without = spec.throughput.steady, base.throughput.steady
     if with_ is None or without is None:
@@ -187,7 +190,7 @@ def _throughput(
     ratio = with_ / without
     rows = [(s.osl_tokens, s.e2el_s, b.osl_tokens, b.e2el_s) for b, s in pairs if b.osl_tokens]
     limits = None
-    if rows:
+    if rows and not isinstance(spec.load, OpenLoop):
         columns = list(zip(*rows, strict=True))
         centre = ratio_of_ratios([float(sum(column)) for column in columns])
         limits = interval(columns, ratio_of_ratios, what=WITHIN_RUN)

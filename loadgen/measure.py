@@ -50,7 +50,7 @@ from loadgen.types import (
     ServerConfig,
     SpecConfig,
 )
-from loadgen.written import masked
+from loadgen.written import masked, most_in_flight
 
 TEXT_CUT = 2000
 """Characters of a prompt's text in a run file, unless all or none are asked for."""
@@ -106,7 +106,8 @@ async def measure(
     before any measured request; a failed request is only a record.
     """
     scenario = job.scenario
-    preflight.check_descriptors(max(load.concurrency for load in scenario.loads))
+    for load in scenario.loads:
+        preflight.check_descriptors(most_in_flight(load))
     target = await identified(url, job.attach, job.engines, config)
     prompts, warmup, tokenize, probe_ids = await _pretokenized(target, job)
     preflight.check_fit(prompts, target.info, scenario.sampling.max_output_tokens)

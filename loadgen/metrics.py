@@ -2,7 +2,8 @@
 
 TTFT runs from `sent_s` to the first chunk that carries a token; TPOT is the time from first to last
 chunk over the tokens after the first chunk (several tokens a chunk under speculation, so a chunk
-gap is no time per token). Must not: read a clock or a server's counters, round.
+gap is no time per token). In an open loop latencies run from `intended_s` too: what a user waits
+who came when nobody was ready. Must not: read a clock or a server's counters, round.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from loadgen.stats import distribution
 from loadgen.types import (
@@ -64,6 +67,16 @@ def _optional(value: float | None) -> tuple[float, ...]:
 
 def _ttft(record: RequestRecord) -> tuple[float, ...]:
     return (record.chunk_gaps_us[0] / 1e6,) if record.chunk_gaps_us else ()
+
+
+def _since_intended(record: RequestRecord, at_s: float | None) -> tuple[float, ...]:
+    if at_s is None or record.intended_s is None:
+        return ()
+    return (at_s - record.intended_s,)
+
+
+def _first_token_s(record: RequestRecord) -> float | None:
+    return record.sent_s + record.chunk_gaps_us[0] / 1e6 if record.chunk_gaps_us else None
 
 
 def _gaps(record: RequestRecord) -> Any:
@@ -123,6 +136,24 @@ METRICS: tuple[Metric, ...] = (
         values=lambda r: (r.end_s - r.sent_s,),
     ),
     USER_SPEED,
+    Metric(
+        name="ttft_intended_s",
+        unit="s",
+        meaning="open loop: first token-carrying chunk − when the request should have left",
+        values=lambda r: _since_intended(r, _first_token_s(r)),
+    ),
+    Metric(
+        name="e2el_intended_s",
+        unit="s",
+        meaning="open loop: finish chunk − when the request should have left",
+        values=lambda r: _since_intended(r, r.end_s),
+    ),
+    Metric(
+        name="send_delay_s",
+        unit="s",
+        meaning="open loop: sent − when the request should have left",
+        values=lambda r: _since_intended(r, r.sent_s),
+    ),
 )
 
 
@@ -179,15 +210,30 @@ def throughput(data: PhaseData) -> Throughput:
     start, end = data.phase.steady_from_s, data.phase.steady_to_s
     if not done or start is None or end is None:
         return Throughput(whole=whole, why_not_steady="the load was never at its target")
+    found = _around(data.records, whole, start, end)
     if any(r.chunk_tokens is None for r in done):
-        return Throughput(whole=whole, why_not_steady="the tokens of a chunk are not known")
+        return replace(found, why_not_steady="the tokens of a chunk are not known")
     shortest = 2 * statistics.median(r.end_s - r.sent_s for r in done)
     if end - start < shortest:
-        return Throughput(
-            whole=whole, why_not_steady="the window at full load is shorter than two median E2EL"
+        return replace(
+            found, why_not_steady="the window at full load is shorter than two median E2EL"
         )
     tokens = sum(_tokens_between(r, start, end) for r in data.records)
-    return Throughput(whole=whole, steady=tokens / (end - start))
+    return replace(found, steady=tokens / (end - start))
+
+
+def _around(
+    records: Sequence[RequestRecord], whole: float | None, start: float, end: float
+) -> Throughput:
+    """What of the phase is not steady: ramp before the window, drain after it."""
+    span = span_s(records)
+    if span <= 0:
+        return Throughput(whole=whole)
+    ramp = start - min(r.sent_s for r in records)
+    drain = max(r.end_s for r in records) - end
+    return Throughput(
+        whole=whole, ramp_share=max(ramp, 0.0) / span, drain_share=max(drain, 0.0) / span
+    )
 
 
 def _tokens_between(record: RequestRecord, start: float, end: float) -> int:
@@ -205,7 +251,11 @@ def _tokens_between(record: RequestRecord, start: float, end: float) -> int:
 def server_context(data: PhaseData) -> ServerContext | None:
     """What the server's pages say of the phase; None where they say nothing of it."""
     load = data.engine.load
-    ticks = [load(s.samples) for s in data.snapshots if s.edge == "tick"]
+    since, until = data.phase.steady_from_s, data.phase.steady_to_s
+    shots = [s for s in data.snapshots if s.edge == "tick"]
+    if since is not None and until is not None:
+        shots = [s for s in shots if since <= s.at_s <= until]
+    ticks = [load(s.samples) for s in shots]
     start = next((s for s in data.snapshots if s.edge == "start"), None)
     end = next((s for s in reversed(data.snapshots) if s.edge == "end"), None)
     before, after = (ServerLoad() if s is None else load(s.samples) for s in (start, end))
@@ -221,7 +271,9 @@ def server_context(data: PhaseData) -> ServerContext | None:
 
     hits, asked = grown("prefix_hit_tokens"), grown("prefix_asked_tokens")
     waited, queued, put_back = grown("queue_time_s"), grown("queued"), grown("preemptions")
+    both = [t.running + t.waiting for t in ticks if t.running is not None and t.waiting is not None]
     found = ServerContext(
+        in_flight_p50=distribution(both).p50,
         running_p50=distribution(seen("running")).p50,
         waiting_p50=distribution(seen("waiting")).p50,
         waiting_max=max(seen("waiting"), default=None),

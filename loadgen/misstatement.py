@@ -23,6 +23,7 @@ from loadgen.errors import UserError
 from loadgen.stats import interval, ratio
 from loadgen.types import (
     Acceptance,
+    ClosedLoop,
     Factor,
     Interval,
     Misstated,
@@ -95,10 +96,14 @@ def _load(random: PhaseSummary, real: PhaseSummary) -> Misstated:
     a, b = random.throughput.steady, real.throughput.steady
     if a is None or b is None:
         basis, a, b = "whole", random.throughput.whole, real.throughput.whole
+    closed = isinstance(real.load, ClosedLoop)
     throughput = None
     if a and b:
-        throughput = Speedup(ratio=a / b, pairs=0, interval=_of_throughput(random, real, a / b))
+        around = _of_throughput(random, real, a / b) if closed else None
+        throughput = Speedup(ratio=a / b, pairs=0, interval=around)
     factors, why = split(random, real, throughput.ratio if throughput else None)
+    if not closed:
+        factors, why = (), "in an open loop throughput follows the arrivals, not the server's speed"
     a_token, outside = _time_per_token(random, real), _time_outside(random, real)
     return Misstated(
         load=real.load,

@@ -3,7 +3,8 @@
 A phase is one load, once. Loads run in the given order, reversed on odd repeats, so that a drift of
 the machine does not sit on one load. Prompts are shuffled by the dataset's seed, which mixes the
 categories, the same way for every phase and every run. Warm-up prompts are never measured prompts.
-Must not: read files, tokenize, wait.
+An open loop has rate × duration dialogues: however late the server is, none is left out. Must not:
+read files, tokenize, wait.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from dataclasses import replace
 
 import msgspec
 
+from loadgen.arrivals import offsets
 from loadgen.errors import UserError
-from loadgen.types import Dialogue, Load, Phase, Plan, Prompt, Scenario
-from loadgen.written import explain
+from loadgen.types import ClosedLoop, Dialogue, Load, OpenLoop, Phase, Plan, Prompt, Scenario
+from loadgen.written import explain, load_label
 
 DIALOGUES_PER_STREAM = 4
 """A phase needs at least this many dialogues a stream, or ramp and drain are what it measures."""
 
 WARMUP_OUTPUT_TOKENS = 16
+WARMUP_STREAMS = 4
+"""Of an open loop, which has no streams of its own to warm."""
 MOST_DIALOGUES = 1_000_000
 
 
@@ -53,13 +57,20 @@ def make_plan(
     if total > MOST_DIALOGUES:
         raise UserError(
             f"scenario {scenario.name}: {total:,} dialogues in all. Expected at most "
-            f"{MOST_DIALOGUES:,}, as all are laid out ahead; give --duration instead of --requests."
+            f"{MOST_DIALOGUES:,}, as all are laid out ahead; lower --requests or --rate, or give "
+            "a closed loop --duration instead."
+        )
+    names = [phase_name(load) for load in scenario.loads]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"scenario {scenario.name}: two of its loads are {twice}, and their figures would be "
+            "mixed. Expected each once; give --repeat to measure a load several times."
         )
     phases: list[Phase] = []
     for repeat in range(scenario.repeats):
         loads = scenario.loads if repeat % 2 == 0 else scenario.loads[::-1]
         for load in loads:
-            name = f"c={load.concurrency}" + (f" r={repeat + 1}" if scenario.repeats > 1 else "")
+            name = phase_name(load) + (f" r={repeat + 1}" if scenario.repeats > 1 else "")
             if scenario.warmup_requests:
                 phases.append(_warmup(name, load, repeat, scenario, prompts, warmup))
             phases.append(_measured(name, load, repeat, scenario, prompts, remembers))
@@ -99,6 +110,11 @@ def by_category(plan: Plan) -> Plan:
     return replace(plan, phases=tuple(phases))
 
 
+def phase_name(load: Load) -> str:
+    """'c=32', 'rate=4': the name of its phase, before the repeat."""
+    return load_label(load).removesuffix("/s")
+
+
 def _measured(
     name: str,
     load: Load,
@@ -115,9 +131,9 @@ def _measured(
     else:
         if remembers and count > len(prompts):
             raise UserError(
-                f"{count} dialogues at concurrency {load.concurrency} need as many prompts, and "
-                f"there are {len(prompts)}: this drafter learns from earlier requests, so a prompt "
-                "sent twice would flatter it. Use more prompts or a lower concurrency."
+                f"{count} dialogues at {load_label(load)} need as many prompts, and there are "
+                f"{len(prompts)}: this drafter learns from earlier requests, so a prompt sent "
+                "twice would flatter it. Use more prompts, a lower load or fewer --requests."
             )
         dialogues = tuple(itertools.islice(endless, count))
     return Phase(
@@ -126,13 +142,28 @@ def _measured(
         repeat=repeat,
         measured=True,
         dialogues=dialogues,
-        duration_s=scenario.stop.duration_s,
+        duration_s=None if isinstance(load, OpenLoop) else scenario.stop.duration_s,
+        ramp_s=scenario.stop.ramp_s,
+        arrivals_s=_arrivals(scenario, load, repeat, count or 0),
     )
+
+
+def _arrivals(scenario: Scenario, load: Load, repeat: int, count: int) -> tuple[float, ...]:
+    """Of an open loop: the same in every run, another sample in every repeat."""
+    if isinstance(load, ClosedLoop):
+        return ()
+    begins = offsets(load, f"arrivals/{scenario.dataset.seed}/{repeat}", scenario.stop.ramp_s)
+    return tuple(itertools.islice(begins, count))
 
 
 def _count(scenario: Scenario, load: Load, prompts: Sequence[Prompt]) -> int | None:
     """Dialogues of a measured phase; None where its duration ends it."""
     stop = scenario.stop
+    if isinstance(load, OpenLoop):
+        if stop.duration_s is None:
+            return stop.requests or len(prompts)
+        begun = round(load.request_rate_rps * (stop.ramp_s / 2 + stop.duration_s)) or 1
+        return min(begun, stop.requests or begun)
     if stop.duration_s is not None and stop.requests is None:
         return None
     return stop.requests or max(len(prompts), DIALOGUES_PER_STREAM * load.concurrency)
@@ -156,6 +187,8 @@ def _warmup(
     prompts: Sequence[Prompt],
     warmup: Sequence[Prompt],
 ) -> Phase:
+    if isinstance(load, OpenLoop):
+        load = ClosedLoop(concurrency=min(WARMUP_STREAMS, load.max_in_flight or WARMUP_STREAMS))
     count = max(scenario.warmup_requests, load.concurrency)
     source = warmup or [_reversed(prompt) for prompt in prompts[:64]]
     dialogues = tuple(

@@ -55,6 +55,7 @@ PROBE = (Message(role="user", content="Count from one to ten, in words."),)
 """What preflight asks; never a measured prompt."""
 TOKENIZE_AT_ONCE = 8
 SPARE_DESCRIPTORS = 64
+MOST_DESCRIPTORS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -618,10 +619,14 @@ def check_fit(prompts: Sequence[Prompt], info: ServerInfo, cap: int) -> None:
         )
 
 
-def check_descriptors(concurrency: int) -> None:
-    """Raise the soft limit on open files as far as needed. UserError: the hard limit is too low."""
-    needed = concurrency + SPARE_DESCRIPTORS
+def check_descriptors(concurrency: int | None) -> None:
+    """Raise the soft limit on open files as far as needed; None: as far as it goes, for a load
+    without a bound. UserError: the hard limit is too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if concurrency is None:
+        needed = hard if 0 < hard < MOST_DESCRIPTORS else MOST_DESCRIPTORS
+    else:
+        needed = concurrency + SPARE_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise UserError(

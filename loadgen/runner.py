@@ -1,7 +1,9 @@
 """The only loop: it waits, sends and hands records to the observers.
 
 Closed loop: N workers over one iterator of dialogues in one TaskGroup; a dialogue holds its worker
-through all its turns. Bodies are encoded before they are due, at most `concurrency` of them ahead.
+through all its turns. Open loop: a dialogue begins when the plan says, whatever became of those
+before; where `max_in_flight` holds it back, `intended_s` still says when it should have left.
+Bodies are encoded before they are due, at most `concurrency` (open loop: 64) of them ahead.
 The collector of cyclic garbage is off inside a phase (a full pass stops every stream for tens of
 milliseconds) but for a young pass every 10 s. Must not: decide what to send (plan), read a stream
 (transport), compute a percentile (the run file is read for that).
@@ -22,6 +24,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
+import msgspec
+
 from loadgen.errors import ServerError
 from loadgen.protocol import Tally
 from loadgen.scrape import Scraper
@@ -32,10 +36,12 @@ from loadgen.types import (
     Broke,
     Caveat,
     ClientSample,
+    ClosedLoop,
     Completed,
     Dialogue,
     Message,
     Observer,
+    OpenLoop,
     Phase,
     PhaseRecord,
     Plan,
@@ -54,6 +60,7 @@ RAMP_S = 0.001
 """The first wave leaves one stream a millisecond: set-up costs 0.4 ms each, and a burst of 512 is
 itself a TTFT tail of 0.2 s (measured with aiohttp 3.14)."""
 
+AHEAD = 64
 UNREACHED_PAUSE_S = 1.0
 BREAK_S = 1.0
 SAMPLE_S = 0.5
@@ -154,14 +161,13 @@ class Runner:
             if phase.measured:
                 helpers.append(asyncio.create_task(self._scraper.ticks(phase.name)))
             timer = (
-                asyncio.get_running_loop().call_later(phase.duration_s, self._close)
+                asyncio.get_running_loop().call_later(phase.ramp_s + phase.duration_s, self._close)
                 if phase.duration_s is not None
                 else None
             )
             try:
                 async with asyncio.TaskGroup() as group:
-                    for index in range(run.target):
-                        group.create_task(self._worker(run, index * RAMP_S))
+                    self._start(run, group, started)
             except BaseExceptionGroup as faults:
                 raise faults.exceptions[0] from None  # workers fail alike: a full disk, or a bug
             finally:
@@ -198,9 +204,41 @@ class Runner:
         tally = Tally(self._transport.wire.decode)
         return tally.record(request, outcome, zero=self._transport.zero, sent=now, ended=now)
 
-    async def _worker(self, run: _PhaseRun, delay_s: float) -> None:
-        if delay_s:
-            await asyncio.sleep(delay_s)
+    def _start(self, run: _PhaseRun, group: asyncio.TaskGroup, started: float) -> None:
+        if isinstance(run.phase.load, OpenLoop):
+            group.create_task(self._arrivals(run, run.phase.load, group, started))
+        else:
+            apart_s = max(RAMP_S, run.phase.ramp_s / max(run.target or 1, 1))
+            for index in range(run.target or 0):
+                group.create_task(self._worker(run, started + index * apart_s))
+
+    async def _arrivals(
+        self, run: _PhaseRun, load: OpenLoop, group: asyncio.TaskGroup, started: float
+    ) -> None:
+        """Begins each dialogue at its instant, or at the first free slot after it: none is left
+        out. Those that wait for a slot wait here, in the order in which they came."""
+        slots = asyncio.Semaphore(load.max_in_flight or len(run.phase.arrivals_s))
+        for offset in run.phase.arrivals_s:
+            if not await self._until(due := started + offset):
+                return
+            await slots.acquire()
+            if self._closed.is_set() or (item := run.take()) is None:
+                return
+            run.arrived(due, started + run.phase.ramp_s)
+            begun = group.create_task(self._dialogue(run, *item, due))
+            begun.add_done_callback(lambda _: slots.release())
+            await asyncio.sleep(0)  # late arrivals in a row must not keep streams from being read
+
+    async def _until(self, due: float) -> bool:
+        """Waits for an instant; False: nothing more is to be sent."""
+        # A loop's timer may come early (uvloop rounds to milliseconds).
+        while not self._closed.is_set() and (left := due - perf_counter()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), left)
+        return not self._closed.is_set()
+
+    async def _worker(self, run: _PhaseRun, joins: float) -> None:
+        await self._until(joins)
         while not self._closed.is_set() and (item := run.take()) is not None:
             request, body = item
             run.busy += 1
@@ -216,14 +254,19 @@ class Runner:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closed.wait(), UNREACHED_PAUSE_S)
 
-    async def _dialogue(self, run: _PhaseRun, request: Request, body: bytes) -> bool:
-        """All its turns, one after the other. False: its first turn found no server."""
+    async def _dialogue(
+        self, run: _PhaseRun, request: Request, body: bytes, due: float | None = None
+    ) -> bool:
+        """All its turns, one after the other; `due`: when the first should have left. False: its
+        first turn found no server."""
+        intended_s = None if due is None else due - self._transport.zero
         dialogue, history = request.dialogue, request.dialogue.prompt.messages
         later = dialogue.prompt.later_turns if run.phase.measured else ()
         for said in (*later, None):
             run.dispatched(perf_counter())
             record, answer = await self._transport.stream(request, body)
-            self._observe(record)
+            self._observe(msgspec.structs.replace(record, intended_s=intended_s))
+            intended_s = None if due is None else record.end_s
             outcome = record.outcome
             if said is None or self._closed.is_set() or not isinstance(outcome, Completed):
                 return not (isinstance(outcome, Broke) and outcome.reason == "connect")
@@ -231,7 +274,8 @@ class Runner:
             try:
                 ids = await self._tokenize(history) if self._tokenize is not None else None
             except ServerError as fault:
-                self._observe(self._never_sent(run.phase, dialogue, request.turn + 1, fault))
+                record = self._never_sent(run.phase, dialogue, request.turn + 1, fault)
+                self._observe(msgspec.structs.replace(record, intended_s=intended_s))
                 break
             request, body = self._ready(run.phase, dialogue, request.turn + 1, history, ids)
         return True
@@ -300,13 +344,15 @@ class _PhaseRun:
         self._ready = ready
         self._dialogues: Iterator[Dialogue] = iter(phase.dialogues)
         self._ahead: deque[tuple[Request, bytes]] = deque()
-        self.target = phase.load.concurrency
+        load = phase.load
+        self.target = load.concurrency if isinstance(load, ClosedLoop) else None
 
     def fill(self) -> None:
-        """Encode until `concurrency` bodies are ready; fewer dialogues lower the target."""
-        while len(self._ahead) < self.phase.load.concurrency and self._one_more():
+        """Encode what may be ready ahead; fewer dialogues lower a closed loop's target."""
+        while len(self._ahead) < (self.target or AHEAD) and self._one_more():
             pass
-        self.target = min(self.phase.load.concurrency, len(self._ahead))
+        if self.target is not None:
+            self.target = min(self.target, len(self._ahead))
 
     def take(self) -> tuple[Request, bytes] | None:
         """The next first turn; its place is filled once this send is under way."""
@@ -316,7 +362,16 @@ class _PhaseRun:
         asyncio.get_running_loop().call_soon(self._one_more)
         return item
 
+    def arrived(self, due: float, ramped: float) -> None:
+        """Open loop: an arrival, and when its ramp is over. From the first after it to the last,
+        arrivals as they were intended, the load is steady."""
+        self.last_dispatch = due
+        if self.full_at is None and due >= ramped:
+            self.full_at = due
+
     def dispatched(self, now: float) -> None:
+        if self.target is None:
+            return
         self.last_dispatch = now
         if self.full_at is None and self.busy >= self.target:
             self.full_at = now

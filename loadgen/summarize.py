@@ -31,6 +31,7 @@ from loadgen.metrics import (
     span_s,
     throughput,
 )
+from loadgen.plan import phase_name
 from loadgen.types import (
     LOST,
     Acceptance,
@@ -184,7 +185,7 @@ def _pooled(data: PhaseData, parts: Sequence[PhaseData]) -> PhaseSummary:
 
 def _unfinished(name: str, requests: Sequence[RequestRecord], run: Run) -> PhaseRecord:
     """A phase whose own record was never written: the run was killed in it."""
-    loads = {f"c={load.concurrency}": load for load in run.info.scenario.loads}
+    loads = {phase_name(load): load for load in run.info.scenario.loads}
     measured = not name.startswith("warm-up ")
     load = loads.get(name.removeprefix("warm-up ").split(" ")[0], run.info.scenario.loads[0])
     return PhaseRecord(

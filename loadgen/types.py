@@ -68,14 +68,33 @@ class ClosedLoop(Written, frozen=True, kw_only=True, tag="closed", tag_field="ki
     concurrency: Annotated[int, Meta(ge=1, le=1 << 16)]
 
 
-Load = ClosedLoop
+class OpenLoop(Written, frozen=True, kw_only=True, tag="open", tag_field="kind"):
+    """`request_rate_rps` dialogues begun a second, whatever the state of the others.
+
+    `arrivals` is a name of loadgen.arrivals.ARRIVALS. `burstiness` is vLLM's: gaps of `gamma` have
+    a coefficient of variation of 1/√burstiness. At `max_in_flight` dialogues under way the next
+    one waits in the client, and keeps the instant at which it should have begun.
+    """
+
+    request_rate_rps: Annotated[float, Meta(ge=0.001, le=100_000)]
+    arrivals: str = "poisson"
+    burstiness: Annotated[float, Meta(ge=0.01, le=1000)] = 1.0
+    max_in_flight: Annotated[int, Meta(ge=1, le=1 << 16)] | None = None
+
+
+Load = ClosedLoop | OpenLoop
 
 
 class Stop(Written, frozen=True, kw_only=True):
-    """A phase ends after `requests` dialogues, or when nothing new is sent after `duration_s`."""
+    """A phase ends after `requests` dialogues, or when nothing new is sent after `duration_s`.
+
+    Its load comes up over `ramp_s` before that: workers of a closed loop join evenly, the rate of
+    an open loop grows linearly.
+    """
 
     requests: AtLeastOne | None = None
     duration_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    ramp_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
 
 
 class Sampling(Written, frozen=True, kw_only=True, omit_defaults=False):
@@ -165,7 +184,10 @@ class Request(Noun, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One load, once. `dialogues` may be endless when the phase ends by `duration_s`."""
+    """One load, once. `dialogues` may be endless when the phase ends by `duration_s`.
+
+    `arrivals_s`: of an open loop, when each dialogue is to begin, from the start of the phase.
+    """
 
     name: str
     load: Load
@@ -175,6 +197,8 @@ class Phase:
     duration_s: float | None = None
     category: str | None = None
     max_output_tokens: int | None = None
+    ramp_s: float = 0.0
+    arrivals_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +352,8 @@ class RequestRecord(Noun, frozen=True, kw_only=True, tag="request", tag_field="t
     from the chunk before. `chunk_tokens` is None when only the final usage tells a count.
     `step_tokens` are the tokens of each target pass, prefill first, where the server's own timings
     tell steps apart. `osl_tokens` follows `token_count_source`; `usage_tokens` is what the final
-    usage said. `connect_s` is None on a reused connection.
+    usage said. `connect_s` is None on a reused connection. `intended_s`: when it should have left,
+    in an open loop: a first turn at its arrival, a later one at the end of the turn before.
     """
 
     request_id: str
@@ -388,7 +413,8 @@ class PromptRecord(Noun, frozen=True, kw_only=True, tag="prompt", tag_field="typ
 
 
 class PhaseRecord(Noun, frozen=True, kw_only=True, tag="phase", tag_field="type"):
-    """When a phase ran. Steady: from in-flight first at its target to the last dispatch."""
+    """When a phase ran. Steady: from in-flight first at its target to the last dispatch; of an
+    open loop from the first arrival after the ramp to the last one."""
 
     name: str
     load: Load
@@ -416,12 +442,13 @@ class Snapshot(Noun, frozen=True, kw_only=True, tag="snapshot", tag_field="type"
 
 
 class ClientSample(Noun, frozen=True, kw_only=True, tag="client", tag_field="type"):
-    """The client about itself. `loop_lag_s` is the largest since the sample before."""
+    """The client about itself. `loop_lag_s` is the largest since the sample before. An open loop
+    has no `target`."""
 
     at_s: Seconds
     phase: str
     in_flight: Count
-    target: Count
+    target: Count | None = None
     sent: Count
     chunks: Count
     tokens: Count
@@ -735,10 +762,12 @@ class CategorySummary(Noun, frozen=True, kw_only=True):
 class ServerContext(Noun, frozen=True, kw_only=True):
     """The server's own account of a phase, in one vocabulary for all engines.
 
-    Medians and maxima are over one reading a second, inside the phase; `prefix_hit_share` (of
-    prompt tokens), `preemptions` and `queue_time_s` (mean a request) are growth over the phase.
+    Medians and maxima are over one reading a second, inside the steady window where the phase has
+    one; in flight is running + waiting. `prefix_hit_share` (of prompt tokens), `preemptions` and
+    `queue_time_s` (mean a request) are growth over the phase.
     """
 
+    in_flight_p50: float | None = None
     running_p50: float | None = None
     waiting_p50: float | None = None
     waiting_max: float | None = None
@@ -749,11 +778,17 @@ class ServerContext(Noun, frozen=True, kw_only=True):
 
 
 class Throughput(Noun, frozen=True, kw_only=True):
-    """Output tokens a second: `whole` over the phase, `steady` inside the steady window."""
+    """Output tokens a second: `whole` over the phase, `steady` inside the steady window.
+
+    `ramp_share` and `drain_share`: what of the phase, from its first send to its last end, lies
+    before and after that window, 0…1.
+    """
 
     whole: float | None = None
     steady: float | None = None
     why_not_steady: str = ""
+    ramp_share: float | None = None
+    drain_share: float | None = None
 
 
 class AnswerShare(Noun, frozen=True, kw_only=True):

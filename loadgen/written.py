@@ -1,5 +1,5 @@
 """What users write, read strictly: TOML files and JSONL rows → nouns, and [spec] against an engine.
-And what of it is secret.
+And what of it is secret, and what a load is called.
 
 An unknown key, a wrong type or broken syntax is a UserError that names file, place, what was
 expected and the nearest name. Must not: know where files lie, default what a noun does not default.
@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 
 from loadgen.errors import UserError, nearest
-from loadgen.types import SpecConfig
+from loadgen.types import ClosedLoop, Load, SpecConfig
 
 T = TypeVar("T")
 
@@ -133,6 +133,28 @@ def refuse_ours(spec: SpecConfig, ours: Mapping[str, str], engine: str) -> None:
 def flags(values: Mapping[str, object]) -> list[str]:
     """Flags and their values as arguments; None leaves a flag out."""
     return [w for f, value in values.items() if value is not None for w in (f, str(value))]
+
+
+# ── loads ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_label(load: Load) -> str:
+    """What a load is called, nearly as its flag has it: 'c=32', 'rate=4/s'."""
+    if isinstance(load, ClosedLoop):
+        return f"c={load.concurrency}"
+    return f"rate={load.request_rate_rps:g}/s"
+
+
+def load_order(load: Load) -> tuple[bool, float]:
+    """Sorts loads: closed loops by concurrency, then open loops by rate."""
+    if isinstance(load, ClosedLoop):
+        return False, load.concurrency
+    return True, load.request_rate_rps
+
+
+def most_in_flight(load: Load) -> int | None:
+    """Dialogues under way at once; None: the load has no bound."""
+    return load.concurrency if isinstance(load, ClosedLoop) else load.max_in_flight
 
 
 # ── secrets in what users write ──────────────────────────────────────────────────────────────────

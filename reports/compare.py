@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from loadgen.errors import Bug
-from loadgen.types import Comparison, LoadComparison, PhaseSummary, Speedup, Study, Summary
+from loadgen.types import Comparison, Load, LoadComparison, PhaseSummary, Speedup, Study, Summary
+from loadgen.written import load_order
 from reports import page, units
 from reports.page import Column, Section, dist, wrapped
 
@@ -54,13 +55,11 @@ def _of_both(study: Study) -> Summary:
 
 def verdict(found: Comparison) -> str:
     """The one sentence: both speedups at each load, or at the lowest and the highest of many."""
-    known = sorted({row.load.concurrency for row in found.loads})
+    known = sorted({row.load for row in found.loads}, key=load_order)
     named = known if len(known) <= MOST_IN_SENTENCE else [known[0], known[-1]]
-    rows = [row for row in found.loads if row.load.concurrency in named]
-    user = _speeds("user speed", ((r.load.concurrency, r.speedup_user) for r in rows))
-    output = _speeds(
-        "output throughput", ((r.load.concurrency, r.speedup_throughput) for r in rows)
-    )
+    rows = [row for row in found.loads if row.load in named]
+    user = _speeds("user speed", ((r.load, r.speedup_user) for r in rows))
+    output = _speeds("output throughput", ((r.load, r.speedup_throughput) for r in rows))
     more = f" (of {len(known)} loads)" if len(known) > len(named) else ""
     repeats = len({load.repeat for load in found.loads})
     alone = [s.interval for r in rows for s in (r.speedup_user, r.speedup_throughput) if s]
@@ -71,10 +70,13 @@ def verdict(found: Comparison) -> str:
     return f"{against}, {how} (no verdict): {said}{more}{f' ({kinds})' if kinds else ''}."
 
 
-def _speeds(what: str, found: Iterable[tuple[int, Speedup | None]]) -> str:
+def _speeds(what: str, found: Iterable[tuple[Load, Speedup | None]]) -> str:
     """'user speed 1.08× [1.02, 1.15] at concurrency 1 and …', '' where nothing is known."""
     by_load = page.grouped((load, speed) for load, speed in found if speed is not None)
-    spans = page.listed(f"{_span(by_load[c])} at concurrency {c}" for c in sorted(by_load))
+    spans = page.listed(
+        f"{_span(by_load[load])} at {page.load_words(load)}"
+        for load in sorted(by_load, key=load_order)
+    )
     return f"{what} {spans}" if spans else ""
 
 
@@ -169,7 +171,7 @@ def what_else(found: Comparison, width: int) -> Section:
 
 def categories(rows: Sequence[LoadComparison], width: int) -> list[Section]:
     """The category blocks of the lowest and of the highest load, on one scale."""
-    known = sorted((r for r in rows if r.categories), key=lambda r: (r.load.concurrency, r.repeat))
+    known = sorted((r for r in rows if r.categories), key=lambda r: (load_order(r.load), r.repeat))
     blocks = []
     for row in known[:1] + known[1:][-1:]:
         of, found = row.categories, [c.acceptance or page.NOTHING for c in row.categories]

@@ -95,7 +95,8 @@ class Live:
         if before is None or before.phase != sample.phase or sample.at_s <= before.at_s:
             return
         speed = (sample.tokens - before.tokens) / (sample.at_s - before.at_s)
-        text = f"{sample.in_flight}/{sample.target} in flight, {speed:,.0f} tok/s"
+        of = "" if sample.target is None else f"/{sample.target}"
+        text = f"{sample.in_flight}{of} in flight, {speed:,.0f} tok/s"
         if self._bars:
             if sample.phase in self._tasks:
                 self._progress.update(self._tasks[sample.phase], speed=text)

@@ -47,9 +47,9 @@ def verdict(found: Misstatement) -> str:
     """'Random input overstates output throughput by 23 % [12, 35] at concurrency 8 and …'."""
     said = [
         f"{_by(load.throughput, 'output throughput')} and {_by(load.acceptance, 'AL')}"
-        f" at concurrency {load.load.concurrency}"
+        f" at {page.load_words(load.load)}"
         if load.acceptance is not None
-        else f"{_by(load.throughput, 'output throughput')} at concurrency {load.load.concurrency}"
+        else f"{_by(load.throughput, 'output throughput')} at {page.load_words(load.load)}"
         for load in found.loads
     ]
     ratios = [r for load in found.loads for r in (load.throughput, load.acceptance) if r]

@@ -19,14 +19,18 @@ from rich.text import Text
 from loadgen.answers import BIMODAL
 from loadgen.types import (
     Acceptance,
+    ClosedLoop,
     Distribution,
     Interval,
+    Load,
     PhaseSummary,
     RunInfo,
     ServerInfo,
     Study,
     Summary,
 )
+from loadgen.written import load_label as load_name
+from loadgen.written import load_order
 from reports import units
 from reports.units import MISSING
 
@@ -50,7 +54,8 @@ NOTHING = Acceptance(source="none", state="off")
 """In the place of an acceptance that is not there."""
 
 _WHOLE = re.compile(
-    r"\[[^\[\]]{1,30}\]|\d (?:ms|µs|s|%|tok/s|tokens?|steps?)(?!\w)|\d+ of \d|k = \d|at c=\d"
+    r"\[[^\[\]]{1,30}\]|\d (?:ms|µs|s|%|tok/s|tokens?|steps?)(?!\w)|\d+ of \d|k = \d"
+    r"|at (?:c|rate)=\d"
 )
 """A figure with its unit, or an interval: a line does not break in it."""
 _BARE = re.compile(r"[\d,.]+|–")
@@ -213,7 +218,21 @@ def whiskers(points: Sequence[Point], every: Sequence[Point], width: int, unit: 
 def load_label(run: str, phase: PhaseSummary) -> str:
     """'[1] c=8 repeat 2', 'c=8' where there is one run and repeat: c as the flag -c has it."""
     again = f" repeat {phase.repeat + 1}" if phase.repeat else ""
-    return f"{run} c={phase.load.concurrency}{again}".strip()
+    return f"{run} {load_name(phase.load)}{again}".strip()
+
+
+def load_words(load: Load) -> str:
+    """A load in a sentence: 'concurrency 8', 'rate=4/s'."""
+    return f"concurrency {load.concurrency}" if isinstance(load, ClosedLoop) else load_name(load)
+
+
+def arrivals(load: Load) -> str:
+    """How the dialogues of an open loop arrive: 'gamma arrivals of burstiness 0.5, …'; else ''."""
+    if isinstance(load, ClosedLoop):
+        return ""
+    shape = f" of burstiness {load.burstiness:g}" if load.arrivals == "gamma" else ""
+    most = f" with at most {units.count(load.max_in_flight)} in flight"
+    return f"{load.arrivals} arrivals{shape}{most if load.max_in_flight else ''}"
 
 
 def batch(phase: PhaseSummary) -> str:
@@ -299,9 +318,11 @@ def facts(info: RunInfo) -> dict[str, str]:
         "verified": [verified if re.search("not verified|no one server was", verified) else ""],
         "speculation": [label + more],
         "scenario": [
-            f"{scenario.name} at {listed(f'c={load.concurrency}' for load in scenario.loads)}",
+            f"{scenario.name} at {listed(map(load_name, scenario.loads))}",
+            listed(dict.fromkeys(filter(None, map(arrivals, scenario.loads)))),
             f"{units.count(stop.requests)} dialogues a load" if stop.requests else "",
             f"{units.duration(stop.duration_s)} a load" if stop.duration_s else "",
+            f"after a ramp of {units.duration(stop.ramp_s)}" if stop.ramp_s else "",
             f"{scenario.repeats} repeats" if scenario.repeats > 1 else "",
         ],
         "sampling": [
@@ -490,7 +511,7 @@ def positions(rows: Sequence[Row], width: int) -> Section:
     if not found:
         return []
     row, acceptance = max(
-        found, key=lambda f: (f[1] is best(f[0][1]), f[1].steps or 0, f[0][1].load.concurrency)
+        found, key=lambda f: (f[1] is best(f[0][1]), f[1].steps or 0, load_order(f[0][1].load))
     )
     joint = acceptance.joint_by_position or ()
     last = max((j for j, share in enumerate(joint, 1) if share > 0), default=1)

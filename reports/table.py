@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from loadgen.types import PhaseSummary, ServerContext, Study, Summary
+from loadgen.types import Distribution, OpenLoop, PhaseSummary, ServerContext, Study, Summary
+from loadgen.written import load_label, load_order
 from reports import page, units
 from reports.page import Column, Row, Section, dist, wrapped
 
@@ -51,11 +52,11 @@ def _sentence(summary: Summary) -> str:
     start = ("SIMULATED: " if server.simulated else "") + page.trouble(summary) + subject
     if not phases:
         return f"{start}: nothing was measured"
-    phase = max(phases, key=lambda p: (p.load.concurrency, -p.repeat))
+    phase = max(phases, key=lambda p: (load_order(p.load), -p.repeat))
     sent, done, cancelled = (page.total(phases, k) for k in ("sent", "completed", "cancelled"))
     requests = f"{done:,} of {sent:,} requests completed"
     requests += f", {cancelled:,} cancelled" if cancelled else ""
-    said = f"at concurrency {phase.load.concurrency}, {_acceptance(phase)}{_speed(phase)}"
+    said = f"at {page.load_words(phase.load)}, {_acceptance(phase)}{_speed(phase)}"
     return f"{start}: {said}; {requests}"
 
 
@@ -92,10 +93,17 @@ def _chunk_gap(phase: PhaseSummary) -> str:
     return _MS(dist(phase, "chunk_gap_s").p50) if known else units.MISSING
 
 
+def _due(phase: PhaseSummary, latency: str) -> Distribution:
+    return dist(phase, f"{latency}_intended_s")
+
+
 _MS, _RATE = units.milliseconds, units.figure
+_DUE = "intended\nms"
+OPEN = ("TTFT p50 from intended", "TTFT p95 from intended", "send delay", "E2EL from intended")
+"""Columns that only an open loop has."""
 
 FIGURES: tuple[tuple[str, str, int, Cell], ...] = (
-    ("load", "load", 0, lambda p: f"c={p.load.concurrency}"),
+    ("load", "load", 0, lambda p: load_label(p.load)),
     ("repeat", "repeat", 0, lambda p: str(p.repeat + 1)),
     ("requests\ndone of\nsent", "requests", 3, _done),
     ("output\nsteady\ntok/s", "steady output", 1, lambda p: _RATE(p.throughput.steady)),
@@ -103,10 +111,14 @@ FIGURES: tuple[tuple[str, str, int, Cell], ...] = (
     ("user\np50\ntok/s", "user speed", 1, lambda p: _RATE(dist(p, "user_tokens_per_s").p50)),
     ("TTFT\np50\nms", "TTFT p50", 4, lambda p: _MS(dist(p, "ttft_s").p50)),
     ("TTFT\np95\nms", "TTFT p95", 5, lambda p: _MS(dist(p, "ttft_s").p95)),
+    (f"TTFT p50\n{_DUE}", "TTFT p50 from intended", 13, lambda p: _MS(_due(p, "ttft").p50)),
+    (f"TTFT p95\n{_DUE}", "TTFT p95 from intended", 2, lambda p: _MS(_due(p, "ttft").p95)),
+    ("send\ndelay\np95 ms", "send delay", 10, lambda p: _MS(dist(p, "send_delay_s").p95)),
     ("TPOT\np50\nms", "TPOT", 8, lambda p: _MS(dist(p, "tpot_s").p50)),
     ("step\ntime\nms", "step time", 10, lambda p: _MS(p.step_time_s)),
     ("chunk\ngap p50\nms", "chunk gap", 14, _chunk_gap),
     ("E2EL\np50\nms", "E2EL", 15, lambda p: _MS(dist(p, "e2el_s").p50)),
+    (f"E2EL p50\n{_DUE}", "E2EL from intended", 14, lambda p: _MS(_due(p, "e2el").p50)),
 )
 """Head, name, drop and cell of the columns that are not acceptance, in the order of reading."""
 
@@ -119,23 +131,35 @@ def loads(rows: Sequence[Row], width: int) -> Section:
     absent = {
         "repeat": not any(p.repeat for p in phases),
         "chunk gap": all(p.chunk_is_step is False for p in phases),
+        **dict.fromkeys(OPEN, not any(isinstance(p.load, OpenLoop) for p in phases)),
     }
     figures = [f for f in FIGURES if not absent.get(f[1])]
     drops = {"AL": 2, "AL where drafted": 6, "draft coverage": 7, "acceptance rate": 13}
     in_flight = [units.whole(p.achieved_concurrency_p50) for p in phases]
+    at_server = [units.whole((p.server or ServerContext()).in_flight_p50) for p in phases]
+    told = {*at_server} != {units.MISSING}
     columns = [
         *([Column("run", [run for run, _ in rows], left=True)] if rows[0][0] else []),
         *(Column(head, [*map(cell, phases)], drop, name) for head, name, drop, cell in figures),
         *page.acceptance_columns([*map(page.best, phases)], drops),
         Column("in\nflight\np50", in_flight, 12, "in flight"),
+        *([Column("at\nserver\np50", at_server, 11, "at server")] if told else []),
     ]
     return [*page.grid(columns, width), *_notes(rows, width)]
 
 
 def _notes(rows: Sequence[Row], width: int) -> Section:
-    """Why a steady figure is missing, and what a step time was divided by."""
+    """Why a steady figure is missing, what of a phase is none, and the steps of a step time."""
     why = page.grouped((p.throughput.why_not_steady, page.load_label(run, p)) for run, p in rows)
     notes = [f"No steady figure at {page.listed(at)}: {text}." for text, at in why.items() if text]
+    around = [
+        f"{units.percent(p.throughput.ramp_share)} and {units.percent(p.throughput.drain_share)} "
+        f"at {page.load_label(run, p)}"
+        for run, p in rows
+        if p.throughput.ramp_share is not None
+    ]
+    if around:
+        notes.append(f"Ramp and drain of the phase: {page.listed(around)}.")
     sources = dict.fromkeys(p.step_time_source for _, p in rows if p.step_time_source)
     if sources:
         notes.append(f"Steps behind the step time: {page.listed(sources)}.")
@@ -160,8 +184,9 @@ def server(rows: Sequence[Row], width: int) -> Section:
         Column("load", [page.load_label(*row) for row, _ in told], left=True),
         *(Column(head, [cell(s) for _, s in told], drop, name) for head, name, drop, cell in cells),
     ]
+    kept = [c for c in columns if {*c.cells} != {units.MISSING}]
     title = wrapped("The server's own account, one reading a second", width, style="bold")
-    return [*title, *page.grid([c for c in columns if {*c.cells} != {units.MISSING}], width)]
+    return [*title, *page.grid(kept, width)] if len(kept) > 1 else []
 
 
 def categories(runs: Iterable[Sequence[Row]], width: int) -> list[Section]:
@@ -172,7 +197,7 @@ def categories(runs: Iterable[Sequence[Row]], width: int) -> list[Section]:
         if not known:
             continue
         run, phase = max(
-            known, key=lambda r: (len(r[1].dialogues), r[1].load.concurrency, -r[1].repeat)
+            known, key=lambda r: (len(r[1].dialogues), load_order(r[1].load), -r[1].repeat)
         )
         others = " (the phase with the most dialogues)" if len(known) > 1 else ""
         title = f"{run} By category at {page.load_label('', phase)}{others}, {page.batch(phase)}"

@@ -221,6 +221,7 @@ def phase(concurrency: int = 8, *, on: bool = True, repeat: int = 0) -> PhaseSum
         step_time_source="groups of equal predicted_ms" if on else "one token a step",
         achieved_concurrency_p50=float(concurrency),
         server=ServerContext(
+            in_flight_p50=8.0,
             running_p50=4.0,
             waiting_p50=4.0,
             waiting_max=4.0,

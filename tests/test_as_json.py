@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadgen.types import Distribution, Study
+from loadgen.types import Distribution, OpenLoop, Study
 from reports.as_json import DISTRIBUTIONS, render
 from tests.studies import blank_study, compared, per_request, phase, single, summary, with_summary
 
@@ -126,6 +126,18 @@ def test_figures_keep_their_precision_and_their_order() -> None:
     assert found["ttft_s"]["p50"] == 0.312 * 1.04
     assert found["load"] == {"kind": "closed", "concurrency": 8}
     assert found["achieved_concurrency"] == {"p50": 8.0}
+
+
+def test_an_open_loop_is_as_the_schema_says() -> None:
+    load = OpenLoop(request_rate_rps=4, arrivals="gamma", burstiness=0.5)
+    late = phase(8).distributions | {"ttft_intended_s": Distribution(n=1, mean=0.5)}
+    opened = change(phase(8), load=load, distributions=late)
+    found = report(with_summary(single(), change(summary(), phases=(opened,))))
+    assert faults(found, SCHEMA) == []
+    (only,) = found["phases"]
+    assert (only["load"]["kind"], only["load"]["request_rate_rps"]) == ("open", 4.0)
+    assert only["ttft_intended_s"]["mean"] == 0.5
+    assert only["server"]["in_flight_p50"] == 8.0
 
 
 def test_one_run_stands_at_the_top_and_several_under_runs() -> None:

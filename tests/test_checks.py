@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +15,7 @@ from loadgen.types import (
     Broke,
     Cancelled,
     ClientSample,
+    OpenLoop,
     PhaseData,
     Refused,
     Snapshot,
@@ -27,9 +30,9 @@ CLEAN = [
 ]
 
 
-def sample(at_s: float, lag_s: float, cpu_s: float) -> ClientSample:
+def sample(at_s: float, lag_s: float, cpu_s: float, in_flight: int = 1) -> ClientSample:
     return ClientSample(
-        at_s=at_s, phase="c=1", in_flight=1, target=1, sent=1, chunks=1, tokens=1,
+        at_s=at_s, phase="c=1", in_flight=in_flight, target=1, sent=1, chunks=1, tokens=1,
         loop_lag_s=lag_s, cpu_s=cpu_s, rss_bytes=1,
     )  # fmt: skip
 
@@ -90,6 +93,7 @@ TRIPS: dict[str, PhaseData] = {
     "token-counts-disagree": changed(usage_tokens=7),
     "outputs-capped": changed(finish_reason="length"),
     "too-few-dialogues": phase_data(CLEAN, concurrency=8),
+    "load-not-reached": phase_data(CLEAN, concurrency=5),
 }
 
 QUIET = phase_data(
@@ -107,6 +111,38 @@ def test_what_is_wrong_is_said_with_its_advice(code: str) -> None:
     assert found[0].phase == "c=1"
     assert found[0].message.endswith((".", "slow down", "gone"))
     assert found[0].advice
+
+
+def opened(sent: Sequence[float], **shape: Any) -> PhaseData:
+    """Four dialogues intended a second apart."""
+    made = [
+        record([1, 2, 2], [s, s + 0.1, s + 0.2], dialogue=f"d{i}", finish_reason="stop",
+               intended_s=float(i))
+        for i, s in enumerate(sent)
+    ]  # fmt: skip
+    data = phase_data(made)
+    load = OpenLoop(request_rate_rps=1, **shape)
+    return dataclasses.replace(data, phase=msgspec.structs.replace(data.phase, load=load))
+
+
+def codes(data: PhaseData) -> list[str]:
+    return [c.code for c in check_phase(data)]
+
+
+def test_arrivals_that_had_to_wait_are_a_load_that_was_not_reached() -> None:
+    assert codes(opened([0.0, 1.0, 2.01, 3.0])) == []
+    assert codes(opened([0.5, 1.5, 2.5, 3.5])) == [], "late, but as many a second"
+    held = opened([0.0, 2.0, 4.0, 6.0], max_in_flight=1)
+    assert codes(held) == ["load-not-reached"]
+    assert "3 s and took 6 s (at most 1 in flight)" in check_phase(held)[0].message
+
+
+@pytest.mark.parametrize(("in_flight", "found"), [(4, ["load-not-reached"]), (5, [])])
+def test_a_phase_without_an_end_is_judged_by_its_samples(in_flight: int, found: list[str]) -> None:
+    data = phase_data(CLEAN * 5, concurrency=5, client=(sample(0, 0, 0, in_flight),) * 3)
+    torn = msgspec.structs.replace(data.phase, steady_from_s=None, steady_to_s=None)
+    seen = codes(dataclasses.replace(data, phase=torn))
+    assert [c for c in seen if c == "load-not-reached"] == found
 
 
 def test_a_clean_phase_has_no_caveat() -> None:

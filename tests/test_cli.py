@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loadgen.cli import _changed, _headers, _length, _loads, _seconds
+from loadgen.cli import _changed, _headers, _length, _loads, _open_loads, _seconds, app
 from loadgen.errors import UserError
-from loadgen.types import ClosedLoop, Scenario
+from loadgen.types import ClosedLoop, OpenLoop, Scenario
 from tests.conftest import Truth
 from tests.test_throughput import tokenizer
 
@@ -286,6 +287,53 @@ def test_loads_lose_their_doubles() -> None:
     assert _loads(None) is None
 
 
+def test_rates_are_open_loops() -> None:
+    two = _open_loads("8, 0.5,8", None, None, None, None)
+    assert two == (OpenLoop(request_rate_rps=8), OpenLoop(request_rate_rps=0.5))
+    shaped = _open_loads("1", None, 0.5, 64, None)
+    assert shaped == (
+        OpenLoop(request_rate_rps=1, arrivals="gamma", burstiness=0.5, max_in_flight=64),
+    )
+    assert _open_loads(None, None, None, None, "8") is None
+    scenario = Scenario(name="s", loads=(ClosedLoop(concurrency=3),))
+    changed = _changed(scenario, open_loads=two, ramp="30s")
+    assert (changed.loads, changed.stop.ramp_s) == (two, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rate", "4", "-c", "8"], "-c 8 and --rate 4 exclude each other"),
+        (["--rate", "0"], "--rate 0 makes no sense"),
+        (["--rate", "nan"], "--rate nan makes no sense"),
+        (["--rate", "fast"], "--rate fast is no rate"),
+        (["--rate", ","], "--rate , is no rate"),
+        (["--rate", "4", "--arrivals", "poison"], "did you mean 'poisson'?"),
+        (["--rate", "4", "--burstiness", "0"], "--burstiness 0.0 makes no sense"),
+        (["--rate", "4", "--arrivals", "constant", "--burstiness", "2"], "only gamma arrivals"),
+        (["--rate", "4", "--max-in-flight", "0"], "--max-in-flight 0 makes no sense"),
+        (["--arrivals", "gamma"], "--arrivals is of an open loop"),
+        (["--ramp", "soon"], "--ramp soon is no duration"),
+    ],
+)
+def test_loads_that_make_no_sense_are_refused_before_anything(
+    flags: list[str], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        app(["run", "--url", "http://127.0.0.1:1", *flags], standalone_mode=False)
+
+
+def test_an_open_loop_from_flags_to_report(truth: Truth, asked: Path, tmp_path: Path) -> None:
+    words = measured(truth(5, 1, 3), asked, "--rate", "50,100", "--arrivals", "constant",
+                     "--max-in-flight", "8", "--format", "json", "--warmup", "1")  # fmt: skip
+    done = draftload(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    phases = json.loads(done.stdout)["phases"]
+    assert [p["load"]["request_rate_rps"] for p in phases] == [50.0, 100.0]
+    assert [p["name"] for p in phases] == ["rate=50", "rate=100"]
+    assert [p["send_delay_s"]["n"] for p in phases] == [10, 10]
+
+
 def test_flags_change_only_what_they_say(tmp_path: Path) -> None:
     scenario = Scenario(name="s", loads=(ClosedLoop(concurrency=3),))
     assert _changed(scenario) == scenario
@@ -293,7 +341,7 @@ def test_flags_change_only_what_they_say(tmp_path: Path) -> None:
         scenario, concurrency="1,2", temperature=0.5, ignore_eos=True, duration="5s", warmup=0,
         dataset=tmp_path / "x.jsonl", categories=("a",), limit=2,
     )  # fmt: skip
-    assert [load.concurrency for load in changed.loads] == [1, 2]
+    assert changed.loads == (ClosedLoop(concurrency=1), ClosedLoop(concurrency=2))
     assert (changed.sampling.temperature, changed.sampling.ignore_eos) == (0.5, True)
     assert changed.sampling.max_output_tokens == scenario.sampling.max_output_tokens
     assert (changed.stop.duration_s, changed.warmup_requests) == (5.0, 0)

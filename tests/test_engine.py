@@ -33,6 +33,7 @@ from loadgen.types import (
     Stop,
     Summary,
 )
+from loadgen.written import most_in_flight
 from servers import launch, llamacpp
 from tests.conftest import processes
 from tests.test_measure import job
@@ -57,7 +58,7 @@ def model() -> str:
 async def run(
     model: str, spec: SpecConfig | None, scenario: Scenario, out: Path
 ) -> tuple[Summary, list[RequestRecord]]:
-    slots = max(load.concurrency for load in scenario.loads)
+    slots = max(most_in_flight(load) or 1 for load in scenario.loads)
     config = ServerConfig(
         engine="llamacpp", model=model, name="smollm2", spec=spec, max_running=slots,
         max_model_len=1024,

@@ -26,6 +26,7 @@ from loadgen.types import (
     Completed,
     Dataset,
     Message,
+    OpenLoop,
     Prompt,
     PromptRecord,
     RequestRecord,
@@ -33,6 +34,7 @@ from loadgen.types import (
     Scenario,
     ServerConfig,
     SpecConfig,
+    Stop,
     Summary,
 )
 from loadgen.written import masked
@@ -125,6 +127,31 @@ async def test_multi_turn_dialogues_carry_the_models_own_answers(tmp_path: Path)
             assert record.isl_tokens is not None
             assert later.isl_tokens > record.isl_tokens + record.osl_tokens * 0.5
             assert later.sent_s > record.end_s
+
+
+async def test_an_open_loop_over_a_server_that_is_slower(tmp_path: Path) -> None:
+    """One slot, and arrivals far beyond it: the queue is at the server, the arrivals are on time,
+    and no figure of acceptance minds."""
+    scenario = msgspec.structs.replace(
+        SCENARIO, loads=(OpenLoop(request_rate_rps=200),), stop=Stop(requests=24)
+    )
+    async with simulated(max_running=1, time_scale=0.05) as url:
+        summary, records = await run(url, tmp_path, scenario=scenario)
+    (phase,) = summary.phases
+    first = [r for r in records if r.phase == "rate=200" and r.turn == 0]
+    assert len(first) == 24
+    assert all(r.outcome == Completed() for r in records)
+    assert all(r.sent_s >= r.intended_s for r in records if r.intended_s is not None)
+    assert phase.distributions["ttft_intended_s"].n == phase.requests.completed > 24
+    best = phase.acceptance[0]
+    assert best.acceptance_length is not None
+    assert best.steps is not None
+    mine = [r for r in records if r.intended_s is not None]
+    assert best.acceptance_length * best.steps == pytest.approx(
+        sum(r.osl_tokens for r in mine) - len(mine)
+    )
+    for record in records:
+        assert (record.intended_s is None) == record.phase.startswith("warm-up")
 
 
 async def test_speculation_off_is_off(tmp_path: Path) -> None:

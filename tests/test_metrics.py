@@ -93,7 +93,7 @@ def test_concurrency_is_weighted_by_time() -> None:
 
 
 def shot(edge: Literal["start", "end", "tick"], **samples: float) -> Snapshot:
-    return Snapshot(at_s=0.0, phase="c=1", edge=edge, samples=samples)
+    return Snapshot(at_s=samples.pop("at_s", 0.5), phase="c=1", edge=edge, samples=samples)
 
 
 def context(*snapshots: Snapshot) -> ServerContext | None:
@@ -105,6 +105,7 @@ def test_the_servers_account_is_of_the_phase_alone() -> None:
     borders = {"running": 0, "waiting": 0, "kv_cache_use": 0}
     found = context(
         shot("start", prefix_asked_tokens=100, queue_time_s=1.0, queued=10, **borders),
+        shot("tick", at_s=-1, running=99, waiting=99, kv_cache_use=1.0),
         shot("tick", running=8, waiting=0, kv_cache_use=0.0),
         shot("tick", running=8, waiting=1, kv_cache_use=0.1),
         shot("tick", running=6, waiting=4, kv_cache_use=0.4),
@@ -112,6 +113,7 @@ def test_the_servers_account_is_of_the_phase_alone() -> None:
              queue_time_s=4.0, queued=16, **borders),
     )  # fmt: skip
     assert found == ServerContext(
+        in_flight_p50=9,
         running_p50=8,
         waiting_p50=1,
         waiting_max=4,
@@ -127,6 +129,28 @@ def test_a_server_that_tells_nothing_of_the_phase_has_no_account() -> None:
     assert context(shot("start"), shot("end")) is None
     assert context(shot("end", preemptions=2)) is None, "its beginning is not known"
     assert context(shot("start", preemptions=9), shot("end", preemptions=2)) is None, "restarted"
+
+
+def test_what_is_not_steady_is_a_share_of_the_phase() -> None:
+    made = [record([1] * 5, [5.0 * i + s for s in range(6)], dialogue=f"d{i}") for i in range(4)]
+    phase = PhaseRecord(
+        name="c=1", load=phase_data(made).phase.load, repeat=0, measured=True,
+        started_s=0.0, ended_s=100.0, steady_from_s=2.0, steady_to_s=15.0,
+    )  # fmt: skip
+    found = throughput(phase_data(made, phase=phase))
+    assert (found.ramp_share, found.drain_share) == pytest.approx((0.1, 0.25))
+    never = msgspec.structs.replace(phase, steady_from_s=None)
+    found = throughput(phase_data(made, phase=never))
+    assert (found.ramp_share, found.drain_share) == (None, None)
+
+
+def test_an_open_loop_is_timed_from_when_the_request_should_have_left() -> None:
+    late = record([1, 2], [10.0, 10.5, 12.0], intended_s=7.0)
+    found = distributions([late, G2[0]])
+    means = {n: found[n].mean for n in ("send_delay_s", "ttft_intended_s", "e2el_intended_s")}
+    assert means == {"send_delay_s": 3.0, "ttft_intended_s": 3.5, "e2el_intended_s": 5.0}
+    assert found["send_delay_s"].n == 1, "a closed loop intends nothing"
+    assert found["ttft_s"].n == 2
 
 
 def test_every_request_is_counted_once() -> None:

@@ -23,6 +23,7 @@ from loadgen.types import (
     Distribution,
     Interval,
     Misstatement,
+    OpenLoop,
     PhaseSummary,
     RequestCounts,
     Scenario,
@@ -225,6 +226,19 @@ def test_runs_that_differ_in_more_than_text_are_refused(
         misstatement(a, b)
     assert said in str(fault.value)
     assert said in misstatement(a, b, force=True).differences
+
+
+def test_throughput_of_an_open_loop_is_not_split() -> None:
+    load = OpenLoop(request_rate_rps=2.0)
+    random, real = phase(tokens=50, load=load), phase(load=load)
+    (row,) = found(random, real).loads
+    assert row.factors == ()
+    assert "follows the arrivals" in row.not_split
+    assert row.throughput is not None
+    assert row.throughput.interval is None
+    text = " ".join(report.render(study(random, real)).split())
+    assert "rate=2/s" in text
+    assert row.not_split in text
 
 
 def test_two_of_a_kind_or_no_common_load_are_refused() -> None:

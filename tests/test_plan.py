@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loadgen.errors import UserError
 from loadgen.plan import by_category, in_order, make_plan
-from loadgen.types import ClosedLoop, Phase, Scenario, Stop
+from loadgen.types import ClosedLoop, OpenLoop, Phase, Scenario, Stop
 from tests.records import prompts
 
 
@@ -129,3 +129,81 @@ def test_a_plan_that_memory_or_time_cannot_hold_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         make_plan(msgspec.structs.replace(scenario(1), **changes), prompts(2))
+
+
+# ── open loops ───────────────────────────────────────────────────────────────────────────────────
+
+
+def opened(*rates: float, warmup: int = 0, repeats: int = 1, stop: Stop | None = None,
+           **shape: Any) -> Scenario:  # fmt: skip
+    return Scenario(
+        name="t",
+        loads=tuple(OpenLoop(request_rate_rps=rate, **shape) for rate in rates),
+        stop=stop or Stop(),
+        warmup_requests=warmup,
+        repeats=repeats,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (Stop(), 10),
+        (Stop(requests=7), 7),
+        (Stop(duration_s=30), 120),
+        (Stop(duration_s=30, ramp_s=10), 140),
+        (Stop(duration_s=30, requests=50), 50),
+        (Stop(duration_s=30, requests=500), 120),
+        (Stop(duration_s=0.01), 1),
+    ],
+)
+def test_an_open_loop_begins_rate_times_duration(stop: Stop, expected: int) -> None:
+    (phase,) = make_plan(opened(4, stop=stop), prompts(10)).phases
+    assert phase.name == "rate=4"
+    assert len(dialogues(phase)) == len(phase.arrivals_s) == expected
+    assert phase.duration_s is None, "its dialogues end it: none is left out"
+
+
+def test_every_run_has_the_same_arrivals_and_every_repeat_its_own() -> None:
+    scenario = opened(4, 0.5, repeats=2)
+    plan, again = (make_plan(scenario, prompts(9)) for _ in range(2))
+    assert [p.name for p in plan.phases] == ["rate=4 r=1", "rate=0.5 r=1", "rate=0.5 r=2",
+                                             "rate=4 r=2"]  # fmt: skip
+    assert [p.arrivals_s for p in plan.phases] == [p.arrivals_s for p in again.phases]
+    assert len({p.arrivals_s for p in plan.phases}) == 4
+
+
+@pytest.mark.parametrize(("most", "streams"), [(None, 4), (2, 2), (64, 4)])
+def test_an_open_loop_is_warmed_by_a_few_streams(most: int | None, streams: int) -> None:
+    warm, _ = make_plan(opened(4, warmup=6, max_in_flight=most), prompts(9)).phases
+    assert (warm.name, warm.load) == ("warm-up rate=4", ClosedLoop(concurrency=streams))
+    assert (len(dialogues(warm)), warm.arrivals_s, warm.ramp_s) == (6, (), 0.0)
+
+
+def test_only_what_is_measured_has_a_ramp() -> None:
+    stop = Stop(requests=20, ramp_s=5)
+    loads = (ClosedLoop(concurrency=2), OpenLoop(request_rate_rps=1))
+    plan = make_plan(Scenario(name="t", loads=loads, stop=stop, warmup_requests=1), prompts(4))
+    assert [(p.measured, p.ramp_s) for p in plan.phases] == [(False, 0.0), (True, 5.0)] * 2
+    assert not plan.phases[1].arrivals_s
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [
+        (opened(4, stop=Stop(duration_s=1e9)), "4,000,000,000 dialogues in all"),
+        (opened(4, arrivals="gama"), "did you mean 'gamma'"),
+        (opened(4, burstiness=2.0), "only gamma arrivals"),
+        (opened(4, 4.0), "two of its loads are rate=4"),
+        (opened(float("nan")), "request_rate_rps"),
+        (opened(4, max_in_flight=0), "max_in_flight"),
+    ],
+)
+def test_open_loops_that_make_no_sense(scenario: Scenario, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_plan(scenario, prompts(4))
+
+
+def test_a_drafter_that_remembers_needs_prompts_for_every_arrival() -> None:
+    with pytest.raises(UserError, match="40 dialogues at rate=4/s"):
+        make_plan(opened(4, stop=Stop(duration_s=10)), prompts(10), remembers=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
+import re
 from array import array
 from time import perf_counter
 
@@ -26,6 +28,7 @@ from loadgen.types import (
     Completed,
     Engine,
     Message,
+    OpenLoop,
     PhaseRecord,
     Record,
     RequestRecord,
@@ -36,7 +39,7 @@ from loadgen.types import (
     Stop,
 )
 from tests.conftest import Truth
-from tests.hostile import listening
+from tests.hostile import GOOD, listening
 from tests.records import prompts
 
 WIRE = completions_wire({"return_token_ids": True})
@@ -282,3 +285,137 @@ async def test_a_second_interrupt_waits_for_no_page(truth: Truth) -> None:
         assert await asyncio.wait_for(task, 60) == "interrupted"
     assert [s.edge for s in records if isinstance(s, Snapshot)] == ["start"]
     assert len(requests(records)) == 4
+
+
+# ── open loops ───────────────────────────────────────────────────────────────────────────────────
+
+
+def opened(rate: float, *, requests: int = 12, tokens: int = 12, ramp_s: float = 0.0,
+           most: int | None = None, arrivals: str = "constant") -> Scenario:  # fmt: skip
+    load = OpenLoop(request_rate_rps=rate, arrivals=arrivals, max_in_flight=most)
+    return Scenario(
+        name="t",
+        loads=(load,),
+        stop=Stop(requests=requests, ramp_s=ramp_s),
+        sampling=Sampling(max_output_tokens=tokens),
+        warmup_requests=0,
+    )
+
+
+def as_planned(records: list[Record], scenario: Scenario) -> list[RequestRecord]:
+    """First turns by their intended instants, which are those of the plan to the microsecond."""
+    (planned,) = make_plan(scenario, prompts(12)).phases
+    (phase,) = [r for r in records if isinstance(r, PhaseRecord)]
+    done = [r for r in requests(records) if r.turn == 0]
+    done.sort(key=lambda r: r.intended_s or 0.0)
+    intended = [r.intended_s for r in done]
+    expected = [phase.started_s + offset for offset in planned.arrivals_s]
+    assert intended == pytest.approx(expected, abs=1e-6)
+    assert all(r.sent_s >= (r.intended_s or 0.0) for r in done), "nothing leaves early"
+    return done
+
+
+async def test_a_stall_at_the_server_holds_no_arrival_back() -> None:
+    """It answers nobody before the last of twelve has come: a closed loop would never end."""
+    stalled, come = asyncio.Event(), 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal come
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        if length is None:
+            writer.close()  # it has no metrics page
+            return
+        await reader.readexactly(int(length[1]))
+        come += 1
+        if come == 12:
+            stalled.set()
+        await stalled.wait()
+        writer.write(GOOD)
+        await writer.drain()
+        writer.close()
+
+    scenario = opened(100)
+    async with listening(handler) as url:
+        records, reason, _ = await asyncio.wait_for(go(url, scenario), 60)
+    assert reason == "completed"
+    done = as_planned(records, scenario)
+    assert len(done) == 12
+    assert all(r.outcome == Completed() for r in done)
+    found = distributions(done)
+    waited = found["ttft_s"].mean, found["send_delay_s"].mean, found["ttft_intended_s"].mean
+    assert None not in waited
+    assert waited[2] == pytest.approx((waited[0] or 0) + (waited[1] or 0))
+    longest = done[0].sent_s + done[0].chunk_gaps_us[0] / 1e6
+    assert longest >= (done[-1].intended_s or 0.0), "the first waited through the whole stall"
+
+
+async def test_what_a_limit_holds_back_keeps_its_instant(truth: Truth) -> None:
+    """Coordinated omission: answers of 30 ms at 200 a second, one at a time. All are late, and
+    none is intended later for it."""
+    scenario = opened(200, most=1, tokens=3)
+    records, _, page = await go(truth(30, 1, 3), scenario)
+    done = as_planned(records, scenario)
+    assert len(done) == page["truth_requests"] == 12
+    assert page["truth_active_peak"] == 1
+    assert all(b.sent_s >= a.end_s for a, b in itertools.pairwise(done)), "in order, in turn"
+    late = [r.sent_s - (r.intended_s or 0.0) for r in done]
+    assert late == sorted(late)
+
+
+async def test_no_phase_is_steady_before_its_ramp_is_over(truth: Truth) -> None:
+    scenario = opened(100, requests=12, ramp_s=0.1)
+    records, _, _ = await go(truth(1, 1, 3), scenario)
+    done = as_planned(records, scenario)
+    (phase,) = [r for r in records if isinstance(r, PhaseRecord)]
+    assert phase.steady_from_s == pytest.approx(done[5].intended_s), "five of twelve in the ramp"
+    assert phase.steady_from_s == pytest.approx(phase.started_s + 0.1)
+    assert phase.steady_to_s == pytest.approx(done[-1].intended_s)
+
+
+async def test_a_later_turn_is_intended_when_the_turn_before_ended(truth: Truth) -> None:
+    asked = tuple(
+        msgspec.structs.replace(
+            prompt, messages=(Message(role="user", content="x"),), later_turns=("more", "and on")
+        )
+        for prompt in prompts(3)
+    )
+    records: list[Record] = []
+
+    async def tokenize(messages: tuple[Message, ...]) -> U32:
+        return array("I", [1, 2, 3])
+
+    async with Transport(truth(1, 1, 3), WIRE) as transport:
+        scraper = Scraper(None, ENGINE, records.append, zero=0.0)
+        runner = Runner(
+            transport, scraper, records.append, model="truth", sampling=Sampling(),
+            tokenize=tokenize,
+        )  # fmt: skip
+        await runner.run(make_plan(opened(500, requests=3), asked))
+    ends = {(r.dialogue_id, r.turn): r.end_s for r in requests(records)}
+    assert len(ends) == 9
+    for record in requests(records):
+        if record.turn:
+            assert record.intended_s == ends[record.dialogue_id, record.turn - 1]
+
+
+async def test_an_interrupt_ends_the_arrivals(truth: Truth) -> None:
+    records, reason, _ = await asyncio.wait_for(
+        go(truth(5, 1, 3), opened(20, requests=10_000), interrupt_after=3), 60
+    )
+    assert reason == "interrupted"
+    assert 3 <= len(requests(records)) < 100
+    assert all(r.outcome == Completed() for r in requests(records))
+
+
+async def test_a_closed_loop_says_nothing_of_intentions_and_ramps_by_its_workers(
+    truth: Truth,
+) -> None:
+    closed = scenario(4, duration_s=0.2)
+    ramped = msgspec.structs.replace(closed, stop=Stop(duration_s=0.2, ramp_s=0.2))
+    records, _, _ = await go(truth(10, 1, 3), ramped)
+    (phase,) = [r for r in records if isinstance(r, PhaseRecord)]
+    assert {r.intended_s for r in requests(records)} == {None}
+    assert phase.steady_from_s is not None
+    assert phase.steady_from_s >= phase.started_s + 0.15, "the fourth of four joins at 3/4 of it"
+    assert phase.ended_s >= phase.started_s + 0.4, "the duration begins after the ramp"

@@ -16,6 +16,7 @@ from loadgen.summarize import counter_growth, summarize
 from loadgen.types import (
     ClosedLoop,
     Engine,
+    OpenLoop,
     PhaseRecord,
     Record,
     RequestRecord,
@@ -60,6 +61,14 @@ PHASE = PhaseRecord(
 
 def summary(*records: Record, info: RunInfo | None = None, engine: Engine = ENGINE) -> Summary:
     return summarize(Run(info=info or run_info(), records=records), engine)
+
+
+def test_a_killed_open_loop_keeps_its_load() -> None:
+    loads = (ClosedLoop(concurrency=1), OpenLoop(request_rate_rps=0.5))
+    info = run_info(scenario=Scenario(name="s", loads=loads))
+    cut = [msgspec.structs.replace(r, phase="rate=0.5 r=2") for r in G2]
+    (phase,) = summary(*cut, info=info).phases
+    assert phase.load == loads[1]
 
 
 def test_growth_between_the_borders() -> None:
@@ -330,3 +339,14 @@ def test_llamacpp_like_steps_pair_with_timings() -> None:
     (phase,) = summary(one, PHASE, engine=blind).phases
     assert phase.step_time_s == pytest.approx(3.0 / 3)
     assert phase.dialogues[0].steps == 3
+
+
+def test_the_throughput_of_an_open_loop_has_no_interval_of_a_closed_one() -> None:
+    """It follows the arrivals: a ratio, paired by dialogue, says nothing of how far it may be."""
+    phase = msgspec.structs.replace(PHASE, name="rate=4", load=OpenLoop(request_rate_rps=4))
+    cut = [msgspec.structs.replace(r, phase="rate=4") for r in G2]
+    run = summary(phase, *cut)
+    (load,) = compare(run, run).loads
+    assert load.speedup_throughput is not None
+    assert (load.speedup_throughput.ratio, load.speedup_throughput.interval) == (1.0, None)
+    assert load.speedup_user is not None

@@ -20,8 +20,11 @@ from loadgen.types import (
     Caveat,
     ClosedLoop,
     Interval,
+    OpenLoop,
     PhaseSummary,
     RequestCounts,
+    ServerContext,
+    Stop,
     Study,
     Summary,
 )
@@ -105,6 +108,40 @@ def test_troubles_come_first(run: Summary, start: str) -> None:
 
 def test_cancelled_requests_are_counted_and_are_no_failure() -> None:
     assert verdict([changed(requests=FAILED)]).endswith("55 of 60 requests completed, 2 cancelled.")
+
+
+def opened(**changes: object) -> Summary:
+    """A run at 2 and at 4 dialogues a second."""
+    late = {n: phase(8).distributions["ttft_s"] for n in ("ttft_intended_s", "e2el_intended_s")}
+    loads = [OpenLoop(request_rate_rps=rate, max_in_flight=64) for rate in (2, 4)]
+    phases = [
+        change(phase(8), name=f"rate={load.request_rate_rps:g}", load=load,
+               distributions=phase(8).distributions | late, **changes)
+        for load in loads
+    ]  # fmt: skip
+    run = summary()
+    scenario = change(run.info.scenario, loads=tuple(loads), stop=Stop(duration_s=60, ramp_s=5))
+    return change(run, phases=tuple(phases), info=change(run.info, scenario=scenario), caveats=())
+
+
+def test_an_open_loop_has_latencies_from_the_intended_instant_and_a_closed_loop_has_not() -> None:
+    page = render(with_summary(single(200), opened()))
+    assert page.startswith("smollm2-135m-instruct on llamacpp with ngram k = 3: at rate=4/s, acc")
+    said = flat(page)
+    assert "at rate=2/s and rate=4/s, poisson arrivals with at most 64 in flight, " in said
+    assert "60.0 s a load, after a ramp of 5.00 s" in said
+    assert page.count("intended") == 3, "TTFT at two percentiles and E2EL"
+    assert "intended" not in render(single(200))
+
+
+def test_what_the_server_holds_and_what_is_not_steady_stand_at_each_load() -> None:
+    around = change(phase(8).throughput, ramp_share=0.021, drain_share=0.105)
+    run = opened(throughput=around, server=ServerContext(in_flight_p50=71.0))
+    page = render(with_summary(single(200), run))
+    rows = [line.split() for line in page.splitlines() if line.startswith("rate=")]
+    assert [row[-2:] for row in rows] == [["8", "71"]] * 2, "in flight here, and at the server"
+    assert "Ramp and drain of the phase: 2.1 % and 10.5 % at rate=2/s and " in flat(page)
+    assert "Ramp and drain" not in render(single())
 
 
 def test_a_simulated_server_says_so_before_anything_else() -> None:

@@ -107,7 +107,7 @@ async def test_three_sources_agree_and_the_arithmetic_closes(
         assert 0 <= figures.overrun_tokens <= DEPTH * count
         undrafted = steps - figures.drafts
         assert undrafted >= 0
-        if phase.load.concurrency == 1:
+        if phase.load == ClosedLoop(concurrency=1):
             # One request at a time: every iteration of the engine is a pass of that request.
             assert passes(edges, phase.name) == count + figures.drafts + undrafted
         assert len({a.acceptance_length for a in found.values()}) == 1
