@@ -14,7 +14,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import textwrap
+from array import array
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -32,6 +34,7 @@ from loadgen.types import (
     Engine,
     Matrix,
     OpenLoop,
+    Recipe,
     Sampling,
     Scenario,
     ServerConfig,
@@ -101,6 +104,9 @@ Concurrency = Annotated[
 ]
 MaxOutputTokens = Annotated[
     int | None, typer.Option("--max-output-tokens", help="Output limit a request.")
+]
+Isl = Annotated[
+    str | None, typer.Option("--isl", help="Prompt length of synthetic sets: 1k, 8k, 32k.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for run files.")]
 FormatName = Annotated[str, typer.Option("--format", help="table or json.")]
@@ -243,6 +249,7 @@ def run(
     skip_placeholders: Annotated[
         bool, typer.Option("--skip-placeholders", help="Leave out SPEED-Bench rows without text.")
     ] = False,
+    isl: Isl = None,
     concurrency: Concurrency = None,
     rate: Annotated[
         str | None,
@@ -348,6 +355,7 @@ def run(
         categories=tuple(category or ()),
         limit=limit,
         skip_placeholders=skip_placeholders,
+        isl=isl,
     )
     for load in scenario.loads:
         if isinstance(load, OpenLoop):
@@ -594,6 +602,8 @@ def compare(
     Run files of one server config are repeats of one side, the first file's config is the base. Of
     a folder, such as a sweep's, the base is the config without speculation.
 
+    Of random_control beside real text: by how much random input misstates it.
+
     Example: draftload compare runs/base.jsonl runs/eagle3.jsonl --fail-if 'speedup_user<1.1@c=32'
     """
     from loadgen.gates import read_bounds
@@ -605,6 +615,10 @@ def compare(
         raise UserError("--junit has nothing to write without --fail-if. Give a bound.")
     if junit is not None and not junit.parent.is_dir():
         raise UserError(f"cannot write {junit}: there is no folder {junit.parent}.")
+    if spec and len({_is_control(path) for path in (base, *spec)}) > 1:
+        for path in spec:
+            _misstated((base, path), format_name, force=force)
+        return
     studies = _studies(base, spec or (), bounds, force=force, by=rows)
     for study in studies:
         _print(_comparison_page(study, format_name))
@@ -803,14 +817,22 @@ def scenarios() -> None:
     """The scenarios that come with draftload."""
     from scenarios import prompts as sets
 
+    width, left = min(_study([], []).width, 110), " " * 16
     for name in sets.names():
         scenario = sets.scenario(name)
-        count = len(sets.read(scenario.dataset).prompts)
+        data, asked = scenario.dataset, scenario.sampling
+        maker = _maker(data)
+        made = sum(maker.counts(data).values()) if maker is not None else 0
+        count = made or len(sets.read(data).prompts)
         loads = ", ".join(map(load_label, scenario.loads))
-        print(f"{name:<14}{scenario.description}")
         print(
-            f"{'':<14}{count} prompts at {loads}, "
-            f"≤ {scenario.sampling.max_output_tokens} tokens, T {scenario.sampling.temperature:g}"
+            textwrap.fill(
+                scenario.description, width, initial_indent=f"{name:<16}", subsequent_indent=left
+            )
+        )
+        print(
+            f"{left}{count:,} prompts{f', --isl {data.isl_tokens},' if made else ''} at {loads}, "
+            f"≤ {asked.max_output_tokens} tokens, T {asked.temperature:g}"
         )
 
 
@@ -830,7 +852,8 @@ def _datasets(context: typer.Context) -> None:
         from reports.datasets import listing
         from scenarios import builtin
 
-        _print(listing([builtin.facts(name) for name in builtin.SETS], _study([], [])))
+        names = (*builtin.SETS, *builtin.MADE)
+        _print(listing([builtin.facts(name) for name in names], _study([], [])))
 
 
 @datasets.command(name="diversity", short_help="How unlike a set's prompts are, by category.")
@@ -900,6 +923,71 @@ def select(
     print(f"{out}: {len(chosen)} of {len(found)} prompts; embedder: {about}", file=sys.stderr)
 
 
+@datasets.command(short_help="Samples of a set, for a person to judge.")
+def show(
+    name: Annotated[str, typer.Argument(help="A set that draftload datasets lists.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="Folder or id, for throughput and random_control."),
+    ] = None,
+    isl: Isl = None,
+    category: Annotated[
+        list[str] | None, typer.Option("--category", help="Only this category, repeatable.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Samples in all.")] = 9,
+    chars: Annotated[int, typer.Option("--chars", help="Of the head and of the tail.")] = 700,
+) -> None:
+    """Samples of a set, of every category in turn: what each prompt begins and ends with.
+
+    Examples: draftload datasets show qualitative --category rag ·
+    draftload datasets show throughput --isl 8k --tokenizer FOLDER
+    """
+    from scenarios import builtin, diversity
+    from scenarios import prompts as sets
+
+    if name in builtin.MADE:
+        asked = tuple(category or ())
+        scenario = _changed(sets.scenario(name), isl=isl, limit=limit, categories=asked)
+        for title, text in _made_samples(name, scenario.dataset, tokenizer):
+            _sample(title, text, chars)
+        return
+    if isl is not None or tokenizer is not None:
+        raise UserError(
+            f"the texts of {name} need no tokenizer and have lengths of their own. Expected "
+            f"--isl and --tokenizer with one of: {', '.join(builtin.MADE)}."
+        )
+    for prompt in sets.selected(builtin.read(name), tuple(category or ()), limit):
+        about = (prompt.prompt_id, prompt.category, prompt.subcategory or "")
+        _sample(" · ".join(filter(None, about)), diversity.text(prompt), chars)
+
+
+def _made_samples(name: str, data: Dataset, tokenizer: str | None) -> Iterator[tuple[str, str]]:
+    """(title, text) of prompts that are made for a tokenizer, decoded."""
+    from loadgen.tokens import local_decoder, local_tokenizer
+    from loadgen.types import Message
+
+    recipe = _recipe(data)
+    if tokenizer is None or recipe is None:
+        raise UserError(
+            f"{name} is made for a tokenizer. Expected --tokenizer with a folder that holds "
+            "tokenizer.json and tokenizer_config.json, or a model's id."
+        )
+    render, decode = local_tokenizer(tokenizer), local_decoder(tokenizer)
+    rows = [render((Message(role="user", content=text),)) for text in recipe.texts]
+    prompts, note = recipe.build(rows)
+    print(note, file=sys.stderr)
+    for prompt in prompts:
+        ids = prompt.prompt_token_ids or array("I")
+        task = f" {prompt.subcategory}" if prompt.subcategory else ""
+        yield f"{prompt.prompt_id}{task} · {len(ids):,} tokens", decode(ids)
+
+
+def _sample(title: str, text: str, chars: int) -> None:
+    if len(text) > 2 * chars:
+        text = f"{text[:chars]}\n        ⋮\n{text[-chars:]}"
+    print(f"── {_clean(title)}\n{_clean(text.expandtabs(4))}\n")
+
+
 def _vectors(
     embedder: str, texts: Sequence[str], model: str | None, key_file: Path | None
 ) -> tuple[Any, str, float | None]:
@@ -927,12 +1015,14 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
     from reports.live import Live
     from scenarios import prompts as sets
 
-    asked = sets.read(scenario.dataset)
+    recipe = _recipe(scenario.dataset)
+    asked = sets.PromptSet(prompts=()) if recipe is not None else sets.read(scenario.dataset)
     for caveat in asked.caveats:
         _say(quiet)(f"{caveat.code}: {caveat.message}")
     return Job(
         scenario=scenario,
         prompts=asked.prompts,
+        recipe=recipe,
         caveats=asked.caveats,
         warmup=sets.warmup(),
         engines=_engines(),
@@ -941,6 +1031,18 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
         watch=lambda plan: Live(plan, label, quiet=quiet),
         **options,
     )
+
+
+def _maker(dataset: Dataset) -> Any:
+    """The module that makes the prompts, where no file holds them; else None."""
+    from scenarios import random_control, throughput
+
+    return {"throughput": throughput, "random": random_control}.get(dataset.kind)
+
+
+def _recipe(dataset: Dataset) -> Recipe | None:
+    maker = _maker(dataset)
+    return None if maker is None else maker.recipe(dataset)
 
 
 # ── servers and the loop ─────────────────────────────────────────────────────────────────────────
@@ -1099,6 +1201,29 @@ def _comparison_page(study: Study, format_name: str) -> str:
     return render[format_name](study)
 
 
+def _is_control(path: Path) -> bool:
+    from loadgen.misstatement import is_control
+    from loadgen.store import read
+
+    return path.is_file() and is_control(read(path).info)
+
+
+def _misstated(paths: Sequence[Path], format_name: str, *, force: bool) -> None:
+    """A random control and real text, in either order."""
+    from loadgen.misstatement import is_control, misstatement
+    from reports import as_json
+    from reports import misstatement as as_text
+
+    _format(format_name)
+    runs = [_summary(path) for path in paths]
+    (control, a), (real, b) = sorted(
+        zip(runs, paths, strict=True), key=lambda pair: not is_control(pair[0].info)
+    )
+    study = _study([control, real], [a, b])
+    render = {"table": as_text.render, "json": as_json.render}[format_name]
+    _print(render(replace(study, misstatement=misstatement(control, real, force=force))))
+
+
 def _study(summaries: Sequence[Summary], paths: Sequence[Path]) -> Study:
     width = shutil.get_terminal_size((100, 24)).columns
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -1182,6 +1307,7 @@ def _changed(
     categories: tuple[str, ...] = (),
     limit: int | None = None,
     skip_placeholders: bool = False,
+    isl: str | None = None,
 ) -> Scenario:
     """The scenario with what the flags say. UserError: a value that makes no sense."""
     for flag, number in (
@@ -1204,6 +1330,11 @@ def _changed(
     data = scenario.dataset
     if dataset is not None:
         data = Dataset(kind="jsonl", path=str(dataset), seed=data.seed)
+    if isl is not None and data.kind not in ("throughput", "random"):
+        raise UserError(
+            f"--isl {isl}: the prompts of scenario {scenario.name} have lengths of their own. "
+            "Expected --scenario throughput or random_control with it."
+        )
     return put(
         scenario,
         **kept(
@@ -1213,6 +1344,7 @@ def _changed(
                     categories=categories or None,
                     limit=limit,
                     skip_placeholders=skip_placeholders or None,
+                    isl_tokens=_length(isl),
                 ),
             ),
             loads=open_loads or _loads(concurrency),
@@ -1246,6 +1378,16 @@ def _loads(text: str | None) -> tuple[ClosedLoop, ...] | None:
     if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
         raise UserError(f"-c {text} is no load. Expected whole numbers from 1, such as -c 1,8,64.")
     return tuple(ClosedLoop(concurrency=number) for number in dict.fromkeys(map(int, words)))
+
+
+def _length(text: str | None) -> int | None:
+    """`1k`, `1000` → tokens: 1k is 1,000."""
+    if text is None:
+        return None
+    number = text.lower().removesuffix("k")
+    if not number.isdecimal() or not 0 < int(number) <= 10**7:
+        raise UserError(f"--isl {text} is no length. Expected tokens, such as 1k, 8k, 32k or 1500.")
+    return int(number) * (1000 if number != text.lower() else 1)
 
 
 def _open_loads(

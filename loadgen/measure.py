@@ -39,10 +39,12 @@ from loadgen.types import (
     Cell,
     ClientInfo,
     Engine,
+    Message,
     Observer,
     Plan,
     Prompt,
     PromptRecord,
+    Recipe,
     RunEnd,
     RunInfo,
     Scenario,
@@ -75,6 +77,7 @@ class Attach:
 class Job:
     """What to measure, and where to write it. `watch` makes an observer that shows progress.
 
+    `recipe` makes the prompts in place of `prompts`, once the target's tokenizer is known.
     `caveats` are what is to be said of the prompts. `cell`: of a sweep, whose scenario this is.
     """
 
@@ -87,6 +90,7 @@ class Job:
     watch: Callable[[Plan], AbstractContextManager[Observer]]
     caveats: tuple[Caveat, ...] = ()
     attach: Attach = Attach()
+    recipe: Recipe | None = None
     text: Literal["cut", "all", "none"] = "cut"
     cell: Cell | None = None
 
@@ -147,6 +151,8 @@ async def _pretokenized(
     target: preflight.Target, job: Job
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...], Tokenize | None, U32 | None]:
     """Prompts and warm-up with ids, what makes later turns' ids, and ids for the probe."""
+    if job.recipe is not None:
+        return await _made(target, job, job.recipe)
     if target.info.api == "chat":
         if not all(p.messages for p in job.prompts):
             raise UserError("--api chat needs texts, and some prompts are token ids only.")
@@ -159,6 +165,29 @@ async def _pretokenized(
     prompts = await preflight.tokenized(job.prompts, tokenize)
     warmup = await preflight.tokenized(job.warmup, tokenize)
     return prompts, warmup, tokenize, await tokenize(preflight.PROBE)
+
+
+async def _made(
+    target: preflight.Target, job: Job, recipe: Recipe
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...], Tokenize | None, U32 | None]:
+    """_pretokenized for prompts of an exact length; they warm up on their own ids reversed."""
+    if target.info.api == "chat":
+        raise UserError(
+            f"scenario {job.scenario.name} sends token ids, so that every prompt has its exact "
+            "length, and --api chat takes only text. Use --api completions, or another scenario."
+        )
+    tokenize = await preflight.tokenizer(target, job.attach.tokenizer)
+    job.say(f"tokenizing {len(recipe.texts):,} texts")
+    asked = [
+        Prompt(prompt_id=str(n), category="", messages=(Message(role="user", content=text),))
+        for n, text in enumerate(recipe.texts)
+    ]
+    rows = await preflight.tokenized(asked, tokenize)
+    prompts, note = recipe.build([p.prompt_token_ids or array("I") for p in rows])
+    job.say(note)
+    if job.scenario.dataset.kind == "random" and job.text != "none":
+        prompts = await preflight.with_texts(target, job.attach.tokenizer, prompts)
+    return prompts, (), None, await tokenize(preflight.PROBE)
 
 
 async def _recorded(
@@ -314,11 +343,12 @@ def _without_paths(config: ServerConfig) -> ServerConfig:
 def prompt_records(
     prompts: Sequence[Prompt], text: Literal["cut", "all", "none"]
 ) -> Iterator[PromptRecord]:
-    """Each prompt once; its text cut, whole or left out."""
+    """Each prompt once; its text cut, whole or left out. Random ids' text is never cut: answers
+    to it can only be judged beside all of it."""
     for prompt in prompts:
         said = "\n\n".join([m.content for m in prompt.messages] + list(prompt.later_turns))
         ids = prompt.prompt_token_ids
-        kept = {"cut": said[:TEXT_CUT], "all": said, "none": ""}[text]
+        kept = {"cut": prompt.text or said[:TEXT_CUT], "all": prompt.text or said, "none": ""}[text]
         yield PromptRecord(
             prompt_id=prompt.prompt_id,
             category=prompt.category,

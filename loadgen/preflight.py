@@ -26,7 +26,7 @@ import msgspec
 from loadgen.errors import ServerError, UserError, nearest
 from loadgen.runner import Tokenize
 from loadgen.scrape import Scraper
-from loadgen.tokens import local_tokenizer
+from loadgen.tokens import local_decoder, local_tokenizer
 from loadgen.transport import Transport, bounded, environment_proxy, refusal, secrets_of
 from loadgen.types import (
     U32,
@@ -460,6 +460,35 @@ async def tokenized(
         return msgspec.structs.replace(prompt, prompt_token_ids=ids)
 
     return tuple(await asyncio.gather(*(one(p) for p in prompts)))
+
+
+async def with_texts(
+    target: Target, name: str | None, prompts: Sequence[Prompt]
+) -> tuple[Prompt, ...]:
+    """The prompts with what their ids say: by `--tokenizer`, else the server's /detokenize.
+
+    vLLM 0.32 and llama.cpp b11434 have it; where the server has none, the prompts as they are.
+    """
+    if name is not None:
+        decode = local_decoder(name)
+        return tuple(
+            msgspec.structs.replace(p, text=decode(p.prompt_token_ids or array("I")))
+            for p in prompts
+        )
+    gate = asyncio.Semaphore(TOKENIZE_AT_ONCE)
+    async with _session(target.base_url, target.headers, target.tls) as session:
+
+        async def one(prompt: Prompt) -> Prompt:
+            body = {"model": target.info.model, "tokens": list(prompt.prompt_token_ids or ())}
+            async with gate, session.post(target.base_url + "/detokenize", json=body) as response:
+                said = json.loads(await bounded(response, PAGE_BYTES))
+            text = said.get("prompt", said.get("content"))
+            return msgspec.structs.replace(prompt, text=text if isinstance(text, str) else None)
+
+        try:
+            return tuple(await asyncio.gather(*(one(p) for p in prompts)))
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, AttributeError):
+            return tuple(prompts)
 
 
 # ── probe ────────────────────────────────────────────────────────────────────────────────────────

@@ -182,6 +182,19 @@ def _jackknife(table: Floats, statistic: Statistic) -> tuple[float, float] | Non
     return float(np.exp(centre - reach)), float(np.exp(centre + reach))
 
 
+def wilson(hits: int, n: int) -> Interval | None:
+    """95 % score interval of a share (Wilson 1927); None of nothing."""
+    if n < 1:
+        return None
+    z2 = 1.959964**2
+    centre, spread = hits + z2 / 2, (z2 * (hits * (n - hits) / n + z2 / 4)) ** 0.5
+    low, high = ((centre + side * spread) / (n + z2) for side in (-1, 1))
+    share = hits / n  # rounding may not leave it outside at 0 and at 1
+    return Interval(
+        low=max(min(low, share), 0.0), high=min(max(high, share), 1.0), kind="95 % Wilson"
+    )
+
+
 def ratio(sums: Any) -> Any:
     """Σ of the first column ÷ Σ of the second."""
     return sums[0] / sums[1]

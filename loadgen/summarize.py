@@ -14,6 +14,7 @@ from itertools import pairwise, zip_longest
 import msgspec
 
 from loadgen.acceptance import State, acceptance, chunks_disproved, decode_steps
+from loadgen.answers import answer_caveats, answer_figures
 from loadgen.checks import check_phase
 from loadgen.errors import UserError
 from loadgen.metrics import (
@@ -45,6 +46,7 @@ from loadgen.types import (
     PhaseData,
     PhaseRecord,
     PhaseSummary,
+    PromptRecord,
     RequestRecord,
     Run,
     RunEnd,
@@ -59,6 +61,14 @@ _STARTED = "process_start_time_seconds"
 _IDENTITY = re.compile(r'[{,](model_name|engine|dp_rank|tp_rank|pp_rank)="([^"]*)"')
 _COUNTED = ("drafts", "draft_tokens", "accepted_tokens", "generated_tokens", "requests", "steps")
 
+RANDOM = Caveat(
+    code="random-control",
+    message="Every prompt is random token ids: a control, and no figure of it is the server's.",
+    advice="Set it beside real text of the same length: draftload run --scenario throughput with "
+    "the same --isl, then draftload compare THIS REAL.",
+)
+"""What stands over every run on random input."""
+
 
 def summarize(run: Run, engine: Engine) -> Summary:
     """One run file's figures. UserError: it holds no measured request."""
@@ -66,7 +76,9 @@ def summarize(run: Run, engine: Engine) -> Summary:
     records: dict[str, list[RequestRecord]] = {}
     client: dict[str, list[ClientSample]] = {}
     snapshots: dict[str, list[Snapshot]] = {}
-    caveats = list(run.info.caveats)
+    texts: dict[str, str] = {}
+    control = run.info.scenario.dataset.kind == "random"
+    caveats = [*run.info.caveats, *([RANDOM] if control else [])]
     end: str | None = None
     for record in run.records:
         match record:
@@ -82,6 +94,8 @@ def summarize(run: Run, engine: Engine) -> Summary:
                 caveats.append(record)
             case RunEnd():
                 end = record.reason
+            case PromptRecord() if control:
+                texts[record.prompt_id] = record.text or ""
             case _:
                 pass
     parts: dict[tuple[object, ...], list[PhaseData]] = {}
@@ -104,6 +118,10 @@ def summarize(run: Run, engine: Engine) -> Summary:
     for apart in parts.values():
         data = apart[0] if apart[0].phase.category is None else _together(apart)
         found = _phase(data) if apart[0].phase.category is None else _pooled(data, apart)
+        if control:
+            answers = answer_figures(completed(data.records), texts, engine, data.draft_depth)
+            found = msgspec.structs.replace(found, answers=answers)
+            caveats += answer_caveats(answers, found.name)
         summaries.append(found)
         caveats += check_phase(replace(data, acceptance=found.acceptance))
     if not summaries:

@@ -53,6 +53,19 @@ def local_tokenizer(name: str) -> Render:
     return render
 
 
+def local_decoder(name: str) -> Callable[[U32], str]:
+    """Ids → text, special tokens spelled out. UserError: no tokenizer there."""
+    local_tokenizer(name)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+    def decode(ids: U32) -> str:
+        return str(tokenizer.decode(list(ids)))
+
+    return decode
+
+
 def prompts_digest(prompts: Iterable[Prompt], templating: str) -> str:
     """sha256 over the first turns (ids, else text), later user texts and the templating's name.
 

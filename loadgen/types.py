@@ -9,7 +9,7 @@ are microseconds. Missing is None, never an invented zero. Must not: import ours
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -53,7 +53,8 @@ class Dataset(Written, frozen=True, kw_only=True):
     `skip_placeholders`: go on without the rows of SPEED-Bench that hold no text.
     """
 
-    kind: Literal["builtin", "jsonl"] = "builtin"
+    kind: Literal["builtin", "jsonl", "throughput", "random"] = "builtin"
+    isl_tokens: int | None = None
     path: str | None = None
     categories: tuple[str, ...] = ()
     limit: AtLeastOne | None = None
@@ -132,7 +133,8 @@ class Prompt(Noun, frozen=True, kw_only=True):
     """One dialogue's opening, and what the user says after each answer.
 
     Exactly one of `messages` (then `later_turns`) or `prompt_token_ids` is the source of the text;
-    once templated, `prompt_token_ids` holds the first turn's ids as well.
+    once templated, `prompt_token_ids` holds the first turn's ids as well. `text` is what random ids
+    say, as far as the tokenizer can tell.
     """
 
     prompt_id: str
@@ -145,6 +147,19 @@ class Prompt(Noun, frozen=True, kw_only=True):
     prompt_token_ids: U32 | None = None
     max_output_tokens: int | None = None
     source: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Prompts of an exact length in tokens, which only the target's tokenizer can make.
+
+    `texts` are tokenized once, each as a user's only message, template and all; build() takes their
+    ids in the same order and gives the prompts and a sentence on them for a person.
+    """
+
+    texts: tuple[str, ...]
+    build: Callable[[Sequence[U32]], tuple[tuple[Prompt, ...], str]]
 
 
 class Dialogue(Noun, frozen=True, kw_only=True):
@@ -805,6 +820,29 @@ class Throughput(Noun, frozen=True, kw_only=True):
     drain_share: float | None = None
 
 
+class AnswerShare(Noun, frozen=True, kw_only=True):
+    """Answers under one label, their share 0…1 with its interval, and their pooled AL."""
+
+    label: str
+    count: int
+    interval: Interval | None = None
+    acceptance_length: float | None = None
+
+
+class AnswerFigures(Noun, frozen=True, kw_only=True):
+    """What a phase's answers to random input were. `shares` add up to `answers`.
+
+    `prompts_known` False: the prompts' text is not known, so echo and latched could not be told.
+    `clustered` are answers that begin like another; `bimodality` is of the requests' AL.
+    """
+
+    answers: int
+    prompts_known: bool
+    shares: tuple[AnswerShare, ...]
+    clustered: AnswerShare
+    bimodality: float | None = None
+
+
 class PhaseSummary(Noun, frozen=True, kw_only=True):
     """One load and repeat. `distributions` by METRICS name; `acceptance` best source first.
 
@@ -829,6 +867,7 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
     repeated_prompts: float = 0.0
     chunk_is_step: bool | None = None
     dialogues: tuple[DialogueFigures, ...] = ()
+    answers: AnswerFigures | None = None
     server: ServerContext | None = None
     categories_apart: bool = False
     tiers: tuple[CategorySummary, ...] = ()
@@ -947,6 +986,43 @@ class Comparison(Noun, frozen=True, kw_only=True):
     spec_runs: tuple[str, ...] = ()
 
 
+class Factor(Noun, frozen=True, kw_only=True):
+    """One cause of a ratio, as a factor of it."""
+
+    name: str
+    ratio: float
+
+
+class Misstated(Noun, frozen=True, kw_only=True):
+    """One load on random and on real input, ratios random ÷ real.
+
+    `factors` multiply to `throughput.ratio`; () with `not_split` saying why. `routing`: what the
+    times without speculation say of experts routed to otherwise, None with speculation.
+    """
+
+    load: Load
+    repeat: int
+    random: PhaseSummary
+    real: PhaseSummary
+    throughput: Speedup | None
+    basis: str
+    acceptance: Speedup | None
+    time_per_token: Speedup | None
+    time_outside_decoding: Speedup | None
+    routing: Literal["unequal_lengths", "signs", "no_signs"] | None
+    factors: tuple[Factor, ...]
+    not_split: str = ""
+
+
+class Misstatement(Noun, frozen=True, kw_only=True):
+    """A random control against real text on the same server."""
+
+    random: RunInfo
+    real: RunInfo
+    loads: tuple[Misstated, ...]
+    differences: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """What a report renders: summaries with the paths they came from, and what was computed."""
@@ -957,6 +1033,7 @@ class Study:
     advice: tuple[Advice, ...] = ()
     capacity: Capacity | None = None
     sweep: SweepResult | None = None
+    misstatement: Misstatement | None = None
     width: int = 100
     color: bool = False
     break_even: BreakEven | None = None
@@ -968,7 +1045,10 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class SetFacts:
-    """What a built-in set holds. `scripts` are writing systems, the most frequent first."""
+    """What a built-in set holds. `scripts` are writing systems, the most frequent first.
+
+    `made`: how its prompts are made, where no file holds them; then `scripts` is empty.
+    """
 
     name: str
     description: str
@@ -979,6 +1059,7 @@ class SetFacts:
     categories: Mapping[str, int]
     subcategories: int
     scripts: tuple[str, ...]
+    made: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

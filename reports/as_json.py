@@ -23,6 +23,7 @@ from loadgen.types import (
     Comparison,
     Distribution,
     LoadComparison,
+    Misstatement,
     PhaseSummary,
     RunInfo,
     ServerInfo,
@@ -67,6 +68,8 @@ def render(study: Study) -> str:
         report["advice"] = [_advice(advice) for advice in study.advice]
     if study.capacity is not None:
         report["capacity"] = _capacity(study.capacity)
+    if study.misstatement is not None:
+        report["misstatement"] = _misstatement(study.misstatement)
     text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
     return text.translate(_C1) + "\n"
 
@@ -163,7 +166,8 @@ def _phase(phase: PhaseSummary) -> Json:
         "isl_buckets": [_category(bucket) for bucket in phase.isl_buckets],
     }
     further = {name: _all(d) for name, d in phase.distributions.items() if name not in fixed}
-    return fixed | further
+    said = {} if phase.answers is None else {"answers": _all(phase.answers)}
+    return fixed | said | further
 
 
 def _distribution(distribution: Distribution | None) -> Json | None:
@@ -218,6 +222,31 @@ def _comparison(comparison: Comparison) -> Json:
         "differences": comparison.differences,
         "loads": [_load(load) for load in comparison.loads],
         "caveats": [_all(caveat) for caveat in comparison.caveats],
+    }
+
+
+def _misstatement(found: Misstatement) -> Json:
+    return {
+        "random": found.random.run_id,
+        "real": found.real.run_id,
+        "differences": found.differences,
+        "loads": [
+            {
+                "load": _all(load.load),
+                "repeat": load.repeat,
+                "random_phase": load.random.name,
+                "real_phase": load.real.name,
+                "throughput": _speedup(load.throughput),
+                "throughput_basis": load.basis or None,
+                "acceptance": _speedup(load.acceptance),
+                "time_per_token": _speedup(load.time_per_token),
+                "time_outside_decoding": _speedup(load.time_outside_decoding),
+                "routing": load.routing,
+                "factors": {factor.name: factor.ratio for factor in load.factors},
+                "not_split": load.not_split or None,
+            }
+            for load in found.loads
+        ],
     }
 
 

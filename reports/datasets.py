@@ -18,13 +18,18 @@ def listing(sets: Sequence[SetFacts], page: Study) -> str:
     """The built-in sets, a paragraph each."""
     sections = []
     for of in sets:
+        size = (
+            f"{units.count(of.prompts)} prompts of one turn"
+            if of.made
+            else f"{units.count(of.prompts)} prompts, {units.count(of.turns)} turns "
+            f"({units.count(of.multi_turn)} prompts of several), {units.count(of.subcategories)} "
+            "sub-categories"
+        )
         lines = [
             of.description,
-            f"{units.count(of.prompts)} prompts, {units.count(of.turns)} turns "
-            f"({units.count(of.multi_turn)} prompts of several), {units.count(of.subcategories)} "
-            f"sub-categories",
+            size,
             "categories: " + ", ".join(f"{name} {n}" for name, n in of.categories.items()),
-            f"scripts: {', '.join(of.scripts)}",
+            f"made {of.made}" if of.made else f"scripts: {', '.join(of.scripts)}",
             f"licence: {of.licence}",
         ]
         section: Section = [Text(of.name, style="bold")]

@@ -16,6 +16,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
+from loadgen.answers import BIMODAL
 from loadgen.types import (
     Acceptance,
     ClosedLoop,
@@ -419,6 +420,40 @@ def _said(acceptance: Acceptance) -> list[str]:
         f"{units.count(lost)} tokens emitted past the end, not delivered" if lost else "",
     )
     return [*filter(None, parts)]
+
+
+def answers_block(rows: Sequence[Row], width: int) -> Section:
+    """What the answers to random input were, a row a label and load."""
+    known = [(load_label(*row), found) for row in rows if (found := row[1].answers) is not None]
+    if not known:
+        return []
+    shares = [(load, a.answers, s) for load, a in known for s in (*a.shares, a.clustered)]
+    columns = [
+        Column("load", [load for load, _, _ in shares]),
+        Column("answers", [s.label for _, _, s in shares], left=True),
+        Column("count", [f"{s.count:,} of {n:,}" for _, n, s in shares]),
+        Column("share\n%", [units.hundredths(s.count / n) for _, n, s in shares]),
+        Column("95 % Wilson\n%", [_percents(s.interval) for _, _, s in shares]),
+        Column("AL", [units.number(s.acceptance_length) for _, _, s in shares], 1, "AL"),
+    ]
+    notes = [
+        f"AL of the requests at {load} has two humps (bimodality {units.number(a.bimodality)})."
+        for load, a in known
+        if a.bimodality is not None and a.bimodality > BIMODAL
+    ]
+    if not all(a.prompts_known for _, a in known):
+        notes.append("How many are echoes or latched is not known: the prompts' text is not.")
+    return [
+        *wrapped("Answers to random input", width, style="bold"),
+        *grid(columns, width),
+        *(line for note in notes for line in wrapped(note, width, style="dim")),
+    ]
+
+
+def _percents(limits: Interval | None) -> str:
+    if limits is None:
+        return MISSING
+    return f"[{units.hundredths(limits.low)}, {units.hundredths(limits.high)}]"
 
 
 _CELLS: Mapping[str, tuple[str, Callable[[Acceptance], str]]] = {

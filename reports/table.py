@@ -27,6 +27,7 @@ def render(study: Study) -> str:
         page.acceptance_block(rows, width),
         *categories(by_run, width),
         *(page.positions(run, width) for run in by_run),
+        page.answers_block(rows, width),
         page.caveats(runs, width),
         page.paths(study, [label for label, _ in runs]),
     )

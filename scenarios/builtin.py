@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loadgen.errors import UserError, nearest
-from loadgen.types import Prompt, SetFacts
-from scenarios import prompts
+from loadgen.types import Dataset, Prompt, SetFacts
+from scenarios import prompts, random_control, throughput
 
 OWN = "Apache-2.0, written for this project"
 SCRIPT_SHARE = 0.25
@@ -40,17 +40,57 @@ SETS: Mapping[str, BuiltIn] = {
     "warmup": BuiltIn(prompts.warmup, OWN, "Sent before every measured phase and never measured."),
 }
 
+MADE: Mapping[str, tuple[str, Callable[[Dataset], dict[str, int]], str]] = {
+    "throughput": (
+        "texts of this Python (PSF licence) and of the set qualitative (Apache-2.0)",
+        throughput.counts,
+        "for the target's tokenizer, at --isl 1k, 2k, 8k, 16k, 32k or any other: low_entropy from "
+        "sources of the standard library (complete, sort, reproduce), mixed from Python's "
+        "documentation (needle, exam, relate), high_entropy from passages of the set qualitative "
+        "(story, dialogue, letters)",
+    ),
+    "random_control": (
+        "none: random token ids",
+        random_control.counts,
+        "for the target's vocabulary, at any --isl: consecutive ids from a random offset, or "
+        "independent ids; bare, or as _chat inside the chat template",
+    ),
+}
+"""Sets that only a tokenizer makes: licence, prompts a category, how."""
+
 
 def read(name: str) -> tuple[Prompt, ...]:
-    """A built-in set. UserError: no such set."""
+    """A built-in set that a file holds. UserError: no such set."""
+    if name in MADE:
+        raise UserError(
+            f"set {name} has no texts until a tokenizer makes it. Look at it with draftload "
+            f"datasets show {name} --tokenizer FOLDER, or expected one of: {', '.join(SETS)}."
+        )
     if name not in SETS:
-        known = ", ".join(SETS)
-        raise UserError(f"no built-in set '{name}'{nearest(name, SETS) or '.'} There are: {known}.")
+        known = ", ".join((*SETS, *MADE))
+        hint = nearest(name, (*SETS, *MADE)) or "."
+        raise UserError(f"no built-in set '{name}'{hint} There are: {known}.")
     return SETS[name].read()
 
 
 def facts(name: str) -> SetFacts:
-    """What a built-in set holds."""
+    """What a built-in set holds, also one that is made for a tokenizer."""
+    if name in MADE:
+        licence, counts, made = MADE[name]
+        scenario = prompts.scenario(name)
+        categories = counts(scenario.dataset)
+        return SetFacts(
+            name=name,
+            description=scenario.description,
+            licence=licence,
+            prompts=sum(categories.values()),
+            turns=sum(categories.values()),
+            multi_turn=0,
+            categories=categories,
+            subcategories=0,
+            scripts=(),
+            made=made,
+        )
     found = read(name)
     return SetFacts(
         name=name,

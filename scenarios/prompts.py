@@ -322,21 +322,29 @@ def read(dataset: Dataset) -> PromptSet:
     if dataset.kind == "jsonl" and dataset.path is None:
         raise UserError("dataset kind 'jsonl' needs a path. Give one in the scenario or --dataset.")
     prompts = read_file(BUILTIN if dataset.path is None else Path(dataset.path))
-    if dataset.categories:
+    prompts = selected(prompts, dataset.categories)
+    prompts, caveats = _without_placeholders(prompts, skip=dataset.skip_placeholders)
+    return PromptSet(prompts=selected(prompts, limit=dataset.limit), caveats=caveats)
+
+
+def selected(
+    prompts: tuple[Prompt, ...], categories: Sequence[str] = (), limit: int | None = None
+) -> tuple[Prompt, ...]:
+    """Those of the categories, at most `limit` in all. UserError: none such, a limit below 1."""
+    if categories:
         known = sorted({p.category for p in prompts})
-        for category in dataset.categories:
+        for category in categories:
             if category not in known:
                 hint = nearest(category, known) or "."
                 raise UserError(
                     f"unknown category '{category}'{hint} The dataset has: {', '.join(known)}."
                 )
-        prompts = tuple(p for p in prompts if p.category in dataset.categories)
-    prompts, caveats = _without_placeholders(prompts, skip=dataset.skip_placeholders)
-    if dataset.limit is not None:
-        if dataset.limit < 1:
-            raise UserError(f"a limit of {dataset.limit} leaves no prompts. Expected 1 or more.")
-        prompts = stratified(prompts, dataset.limit)
-    return PromptSet(prompts=prompts, caveats=caveats)
+        prompts = tuple(p for p in prompts if p.category in categories)
+    if limit is None:
+        return prompts
+    if limit < 1:
+        raise UserError(f"a limit of {limit} leaves no prompts. Expected 1 or more.")
+    return stratified(prompts, limit)
 
 
 def _without_placeholders(

@@ -37,6 +37,7 @@ class Ask(msgspec.Struct):
     ignore_eos: bool = False
     # llama.cpp
     content: str | None = None
+    tokens: list[int] | None = None
     n_predict: int | None = None
     timings_per_token: bool = False
     return_tokens: bool = False
@@ -414,7 +415,9 @@ class Speech:
 
 
 _OPENAI = {"/v1/completions": "completions"}
-_CHAT = {"/v1/chat/completions": "chat", "/tokenize": "tokenize"}
+_CHAT = {
+    "/v1/chat/completions": "chat", "/tokenize": "tokenize", "/detokenize": "detokenize",
+}  # fmt: skip
 DIALECTS: dict[str, Speech] = {
     "vllm": Speech(
         reply=VllmReply,

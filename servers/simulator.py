@@ -35,6 +35,7 @@ from servers.simulated import (
     MODELS,
     NAMES,
     PREFIX,
+    TEXT,
     Answer,
     Batch,
     Dialect,
@@ -273,6 +274,16 @@ async def tokenize(request: web.Request) -> web.Response:
     return web.json_response(told | {"token_strs": None})
 
 
+async def detokenize(request: web.Request) -> web.Response:
+    """POST /detokenize: ids → what they say, in vLLM's shape or llama.cpp's."""
+    batch = request.app[LOOP].batch
+    ids = (await _asked(request, batch)).tokens or []
+    if not all(0 <= i < len(TEXT) for i in ids):
+        raise refusal(batch, "a token id is not of the vocabulary", "tokens")
+    key = "content" if batch.settings.dialect == "llamacpp" else "prompt"
+    return web.json_response({key: "".join(TEXT[i] for i in ids)})
+
+
 async def template(request: web.Request) -> web.Response:
     """POST /apply-template, llama.cpp's: messages → a text that it tokenizes without more ado."""
     ask = await _asked(request, request.app[LOOP].batch)
@@ -305,7 +316,7 @@ def app(settings: Settings) -> web.Application:
         await asyncio.wait([task])
 
     found.cleanup_ctx.append(play)
-    others = {"tokenize": tokenize, "template": template}
+    others = {"tokenize": tokenize, "detokenize": detokenize, "template": template}
     for path, api in DIALECTS[settings.dialect].posts.items():
         found.router.add_post(path, others.get(api, generate))
     for path in ("/truth", *DIALECTS[settings.dialect].pages):

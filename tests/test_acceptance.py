@@ -116,6 +116,37 @@ def test_g6_no_output_is_no_crash() -> None:
     assert acceptance([], ENGINE, state="on", depth=3)[0].acceptance_length is None
 
 
+# speedbench.md §4.7 and §4.1: AL of 11 categories, and the mean that is published over them.
+G16 = {
+    "Nemotron 3 Ultra, MTP": (
+        (5.152, 3.950, 5.127, 5.141, 4.251, 5.207, 4.672, 2.801, 4.258, 4.413, 3.285), 4.387,
+    ),
+    "Llama 3.3 70B, n-gram": (
+        (1.54, 1.39, 1.43, 1.91, 1.21, 1.51, 1.34, 1.15, 1.38, 1.36, 1.33), 1.4136,
+    ),
+    "Qwen3-Next, MTP": (
+        (3.34, 2.68, 3.13, 3.19, 2.71, 2.94, 2.89, 2.09, 2.85, 2.66, 2.46), 2.8127,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lengths", "mean"), G16.values(), ids=G16)
+def test_golden_g16_a_published_mean_weighs_categories_alike(
+    lengths: tuple[float, ...], mean: float
+) -> None:
+    """As by_dialogue does with as many dialogues a category; pooled over steps it is another."""
+    done = []
+    for number, length in enumerate(lengths):
+        steps = 1000 * (1 + number % 2)  # prefill's among them
+        low, more = divmod(round(length * steps) - 1, steps - 1)
+        chunks = [1, *[low + 1] * more, *[low] * (steps - 1 - more)]
+        done.append(record(chunks, range(steps + 1), dialogue=f"d{number}", category=f"{number}"))
+    found = source(acceptance(done, ENGINE, state="on", depth=7), CHUNKS)
+    places = 3 if mean == 4.387 else 4
+    assert round(found.acceptance_length_by_dialogue or 0.0, places) == mean
+    assert abs((found.acceptance_length or 0.0) - mean) > 0.005
+
+
 def test_g7_mean_over_dialogues_of_two_turns() -> None:
     turns = [
         record([1, 2, 3], [0, 1, 2, 3], dialogue="0"),

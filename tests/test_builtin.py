@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from loadgen.errors import UserError
 from loadgen.types import Message, Prompt
-from scenarios import builtin
+from scenarios import builtin, random_control, throughput
 from tests.test_cli import draftload
 
 TREES = (
@@ -66,13 +67,36 @@ def test_scripts(text: str, scripts: tuple[str, ...]) -> None:
     assert builtin.scripts([Prompt(prompt_id="a", category="x", messages=(message,))]) == scripts
 
 
-def test_datasets_lists_every_set(tmp_path: Path) -> None:
-    done = draftload("datasets", cwd=tmp_path)
+@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("command", ["datasets", "scenarios"])
+def test_every_set_is_listed_within_the_width(tmp_path: Path, command: str, width: int) -> None:
+    done = draftload(command, cwd=tmp_path, COLUMNS=str(width))
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in builtin.SETS)
-    assert "licence: Apache-2.0" in done.stdout
-    for words in (["datasets"], ["datasets", "diversity"], ["datasets", "select"]):
-        assert "Example" in draftload(*words, "--help", cwd=tmp_path).stdout
+    assert max(map(len, done.stdout.splitlines())) <= width
+    for name in ("qualitative", "throughput", "random_control"):
+        assert re.search(rf"^{name}\b", done.stdout, re.MULTILINE)
+    for name in builtin.MADE:
+        assert f"{builtin.facts(name).prompts:,} prompts" in done.stdout
+
+
+def test_sets_without_a_file_tell_how_they_are_made() -> None:
+    facts = builtin.facts("throughput")
+    assert facts.categories == dict.fromkeys(("low_entropy", "mixed", "high_entropy"), 512)
+    tasks = [task.name for of in throughput.TASKS.values() for task in of]
+    assert all(word in facts.made for word in (*facts.categories, *tasks))
+    assert list(builtin.facts("random_control").categories) == list(random_control.RECIPES)
+
+
+def test_samples_of_texts_are_of_every_category_in_turn(tmp_path: Path) -> None:
+    done = draftload("datasets", "show", "qualitative", "--limit", "11", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = re.findall(r"^── \S+ · (\w+)", done.stdout, re.MULTILINE)
+    assert sorted(shown) == sorted(builtin.facts("qualitative").categories)
+
+
+def test_help_has_examples(tmp_path: Path) -> None:
+    for words in ([], ["diversity"], ["select"], ["show"]):
+        assert "Example" in draftload("datasets", *words, "--help", cwd=tmp_path).stdout
 
 
 def test_select_copies_rows_and_leaves_the_twins(pool: Path, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loadgen.cli import _changed, _headers, _loads, _open_loads, _seconds, app
+from loadgen.cli import _changed, _headers, _length, _loads, _open_loads, _seconds, app
 from loadgen.errors import UserError
 from loadgen.types import ClosedLoop, OpenLoop, Scenario
 from tests.conftest import Truth
+from tests.test_throughput import tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -184,6 +185,13 @@ def test_a_printed_command_shows_no_secret_and_can_be_pasted(tmp_path: Path) -> 
         (["run", "--url", "x", "--category", "codng"], "did you mean 'coding'"),
         (["run", "--url", "x", "--dataset", "none.jsonl"], "cannot read none.jsonl"),
         (["run", "--url", "x", "--duration", "soon"], "is no duration"),
+        (["run", "--url", "x", "--isl", "1k"], "have lengths of their own"),
+        (["run", "--url", "x", "--scenario", "throughput", "--isl", "1kk"], "is no length"),
+        (["run", "--url", "x", "--scenario", "throughput", "--category", "mixd"], "'mixed'"),
+        (["datasets", "show", "warmup", "--tokenizer", "t"], "have lengths of their own"),
+        (["datasets", "show", "throughput"], "made for a tokenizer"),
+        (["datasets", "show", "qualitative", "--category", "rga"], "did you mean 'rag'"),
+        (["datasets", "diversity", "random_control"], "no texts until a tokenizer makes it"),
         (["run", "--url", "x", "--requests", "0"], "--requests 0 makes no sense"),
         (["run", "--url", "x", "--api", "chatt"], "did you mean 'chat'"),
         (["run", "--url", "x", "--format", "yaml"], "unknown format 'yaml'"),
@@ -282,6 +290,33 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(UserError):
         _seconds("--x", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("1k", 1000), ("32K", 32000), ("1500", 1500), (None, None)]
+)
+def test_lengths_in_tokens(text: str | None, tokens: int | None) -> None:
+    assert _length(text) == tokens
+
+
+def test_samples_of_a_set_are_shown_decoded(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="transformers needs it to render a chat template")
+    made = tokenizer()
+    made.save(str(tmp_path / "tokenizer.json"))
+    template = "{{ '<|user|>' + messages[0]['content'] + '<|end|><|assistant|>' }}"
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    for name, sample in (("throughput", "1k-low_entropy-000"), ("random_control", "consecutive")):
+        done = draftload(
+            "datasets", "show", name, "--tokenizer", str(tmp_path), "--limit", "4",
+            cwd=tmp_path, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert sample in done.stdout
+        assert done.stdout.count("1,000 tokens") == 4
+        assert "4 prompts of " in done.stderr
+        assert "<|user|>" in done.stdout
+        assert done.stdout.count("⋮") == 4
 
 
 def test_loads_lose_their_doubles() -> None:

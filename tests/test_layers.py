@@ -30,8 +30,8 @@ LAYERS: Mapping[str, frozenset[str]] = {
     "ground": _modules("loadgen", "errors types") | {"loadgen"},
     "pure": _modules(
         "loadgen",
-        "acceptance arrivals bounds breakeven capacity checks compare gates matrix metrics plan"
-        " protocol sides stats stepcost store summarize tokens written",
+        "acceptance answers arrivals bounds breakeven capacity checks compare gates matrix metrics"
+        " misstatement plan protocol sides stats stepcost store summarize tokens written",
     ),
     "edge": _modules("loadgen", "embed scrape transport"),
     "loops": _modules("loadgen", "measure monitor preflight runner sweep"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from array import array
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
@@ -17,7 +18,7 @@ from aiohttp.test_utils import TestServer
 
 from loadgen.acceptance import COUNTERS
 from loadgen.errors import UserError
-from loadgen.measure import Attach, Job, _without_folder, _without_paths, measure
+from loadgen.measure import Attach, Job, _without_folder, _without_paths, measure, prompt_records
 from loadgen.store import read
 from loadgen.summarize import summarize
 from loadgen.types import (
@@ -26,6 +27,7 @@ from loadgen.types import (
     Dataset,
     Message,
     OpenLoop,
+    Prompt,
     PromptRecord,
     RequestRecord,
     Sampling,
@@ -37,6 +39,7 @@ from loadgen.types import (
 )
 from loadgen.written import masked, secret_values
 from scenarios import prompts as sets
+from scenarios import random_control, throughput
 from servers import llamacpp, sglang, simulator, trtllm
 from servers import openai as generic
 from servers.simulated import preset
@@ -78,6 +81,9 @@ def job(out: Path, scenario: Scenario = SCENARIO, **changes: Any) -> Job:
         "watch": lambda plan: contextlib.nullcontext(lambda record: None),
     }
     return Job(**(fields | changes))
+
+
+TEXTS: tuple[Literal["cut", "all", "none"], ...] = ("cut", "all", "none")
 
 
 async def run(url: str, out: Path, **changes: Any) -> tuple[Summary, list[RequestRecord]]:
@@ -302,6 +308,63 @@ async def test_texts_in_the_file(tmp_path: Path, text: str, kept: int | None) ->
     assert (None if prompt.text is None else len(prompt.text)) == kept
     answers = [r.text for r in read(path).records if isinstance(r, RequestRecord)]
     assert all((answer is None) == (text == "none") for answer in answers)
+
+
+@pytest.mark.parametrize("kind", ["throughput", "random"])
+async def test_prompts_of_an_exact_length_reach_the_server_so(tmp_path: Path, kind: Any) -> None:
+    """The server's own count of every prompt, template included."""
+    data = Dataset(kind=kind, isl_tokens=700, limit=12)
+    made = {"throughput": throughput.recipe, "random": random_control.recipe}[kind](data)
+    said: list[str] = []
+    scenario = msgspec.structs.replace(SCENARIO, dataset=data)
+    async with simulated() as url:
+        summary, records = await run(
+            url, tmp_path, scenario=scenario, prompts=(), recipe=made, say=said.append
+        )
+        chat = job(tmp_path, scenario, prompts=(), recipe=made, attach=Attach(api="chat"))
+        with pytest.raises(UserError, match="sends token ids"):
+            await measure(url, chat)
+    measured = [r for r in records if r.phase in ("c=1", "c=4")]
+    assert {r.isl_tokens for r in measured} == {700}
+    assert len({r.prompt_id for r in measured}) == 12
+    assert {r.isl_bucket for r in measured} == {"700"}
+    assert any("12 prompts of" in line for line in said)
+    control = kind == "random"
+    assert ("random-control" in {c.code for c in summary.caveats}) == control
+    for phase in summary.phases:
+        assert (phase.answers is not None) == control
+        if phase.answers is not None:
+            assert phase.answers.answers == sum(s.count for s in phase.answers.shares)
+            assert phase.answers.prompts_known
+
+
+async def test_noise_is_judged_as_what_the_server_made_of_it(tmp_path: Path) -> None:
+    """The simulator answers half of it by asking back, half by an essay on a word in it."""
+    data = Dataset(kind="random", isl_tokens=300, limit=40)
+    scenario = msgspec.structs.replace(
+        SCENARIO,
+        dataset=data,
+        loads=(ClosedLoop(concurrency=40),),
+        sampling=Sampling(max_output_tokens=320),
+    )
+    async with simulated(time_scale=0.02) as url:
+        recipe = random_control.recipe(data)
+        summary, _ = await run(url, tmp_path, scenario=scenario, prompts=(), recipe=recipe)
+    (phase,) = summary.phases
+    assert phase.answers is not None
+    shares = {s.label: s.count for s in phase.answers.shares}
+    assert shares["trivial"] > 8
+    assert shares["latched"] > 8
+    assert shares["trivial"] + shares["latched"] >= 38
+    assert "random-unrepresentative" in {c.code for c in summary.caveats}
+
+
+def test_the_text_of_random_ids_is_kept_whole_unless_no_text_is() -> None:
+    prompt = Prompt(
+        prompt_id="p", category="random", prompt_token_ids=array("I", [1]), text="x" * 5000
+    )
+    kept = {text: [r.text for r in prompt_records([prompt], text)] for text in TEXTS}
+    assert kept == {"cut": ["x" * 5000], "all": ["x" * 5000], "none": [None]}
 
 
 async def test_prompts_that_do_not_fit_stop_before_the_run(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from loadgen import preflight
 from loadgen.errors import UserError
-from loadgen.types import Engine, Message, ServerConfig, ServerFacts, SpecConfig
+from loadgen.types import Engine, Message, Prompt, ServerConfig, ServerFacts, SpecConfig
 from servers import llamacpp, openai, sglang, vllm
 from tests.records import SERVER, prompts
 
@@ -240,6 +240,28 @@ async def test_both_dialects_of_a_servers_tokenizer() -> None:
         ready = await preflight.tokenized(asked, tokenize)
         assert ready[0] == asked[0], "ids that were given are left alone"
         assert ready[1].prompt_token_ids == array("I", [5, 7])
+
+
+async def test_what_ids_say_in_both_dialects_and_in_none() -> None:
+    asked = tuple(
+        Prompt(prompt_id=f"p{n}", category="random", prompt_token_ids=array("I", [n, n + 1]))
+        for n in range(3)
+    )
+
+    def vllm_text(body: Any) -> object:
+        assert body["model"] == "m"
+        return {"prompt": f"says {body['tokens']}"}
+
+    def llama_text(body: Any) -> object:
+        return {"content": f"says {body['tokens']}"}
+
+    for dialect in (vllm_text, llama_text):
+        async with server(GET_v1_models=MODELS, POST_detokenize=dialect) as url:
+            told = await preflight.with_texts(await target_of(url), None, asked)
+        assert [p.text for p in told] == ["says [0, 1]", "says [1, 2]", "says [2, 3]"]
+    for routes in ({}, {"POST_detokenize": {"error": "no"}}, {"POST_detokenize": ["what"]}):
+        async with server(GET_v1_models=MODELS, **routes) as url:
+            assert await preflight.with_texts(await target_of(url), None, asked) == asked
 
 
 async def test_no_tokenizer_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

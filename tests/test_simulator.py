@@ -665,6 +665,16 @@ async def test_tensorrt_llm_refuses_fields_that_it_does_not_know(more: Any, said
     assert said in answer["error"]
 
 
+@pytest.mark.parametrize(("dialect", "key"), [("vllm", "prompt"), ("llamacpp", "content")])
+async def test_ids_are_told_as_text(dialect: Any, key: str) -> None:
+    ids = simulated.encode("Hello there")
+    async with running(dialect=dialect) as server:
+        _, found = await server.post("/detokenize", {"tokens": ids})
+        refused, _ = await server.post("/detokenize", {"tokens": [-1]})
+    assert found == {key: "".join(simulated.TEXT[i] for i in ids)}
+    assert refused == 400
+
+
 async def test_llama_cpp_renders_a_template_and_tokenizes_it() -> None:
     messages = [{"role": "user", "content": "Hello there"}]
     async with running(dialect="llamacpp") as server:
