@@ -15,7 +15,6 @@ import platform
 import signal
 import ssl
 import uuid
-from array import array
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -56,11 +55,15 @@ TEXT_CUT = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Attach:
-    """How to reach a server. `headers` are secret: they never enter a record."""
+    """How to reach a server, and how to tokenize for it. `headers` are secret: they never enter a
+    record. `any_tokenizer`: even one that is not the model's. `token_cache`: a folder for its ids.
+    """
 
     engine: str | None = None
     model: str | None = None
     tokenizer: str | None = None
+    any_tokenizer: bool = False
+    token_cache: Path | None = None
     api: Literal["completions", "chat"] = "completions"
     metrics_url: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -73,7 +76,8 @@ class Attach:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to measure, and where to write it. `watch` makes an observer that shows progress.
+    """What to measure, and where to write it. `watch` makes an observer that shows progress,
+    `tokenizing`, given how many prompts there are, one that is told how many have their ids.
 
     `caveats` are what is to be said of the prompts.
     """
@@ -85,6 +89,9 @@ class Job:
     out: Path
     say: Callable[[str], None]
     watch: Callable[[Plan], AbstractContextManager[Observer]]
+    tokenizing: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda total: (
+        contextlib.nullcontext(lambda count: None)
+    )
     caveats: tuple[Caveat, ...] = ()
     attach: Attach = Attach()
     text: Literal["cut", "all", "none"] = "cut"
@@ -105,13 +112,22 @@ async def measure(
     preflight.check_descriptors(max(load.concurrency for load in scenario.loads))
     target = await identified(url, job.attach, job.engines, config)
     prompts, warmup, tokenize, probe_ids = await _pretokenized(target, job)
-    preflight.check_fit(prompts, target.info, scenario.sampling.max_output_tokens)
+    preflight.check_vocabulary(prompts, target.info)
+    prompts, skipped = preflight.fitting(
+        prompts,
+        target.info,
+        scenario.sampling.max_output_tokens,
+        skip=scenario.dataset.skip_too_long,
+    )
+    for caveat in skipped:
+        job.say(f"{caveat.code}: {caveat.message}")
     if job.attach.probe:
-        target = await preflight.probe(target, probe_ids)
+        target = await preflight.probe(target, probe_ids, scenario.templating.args)
     spec = config.spec if config is not None else None
     remembers = spec is not None and _remembers(target.engine, spec)
     plan = make_plan(scenario, prompts, warmup, remembers=remembers)
-    info = run_info(scenario, target, plan, (*job.caveats, *_reminder(remembers, plan)))
+    said = (*job.caveats, *skipped, *preflight.unchecked(tokenize), *_reminder(remembers, plan))
+    info = run_info(scenario, target, plan, said)
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
     with job.watch(plan) as view:
         observe = fan_out(store.append, (view,))
@@ -144,15 +160,22 @@ async def _pretokenized(
     if target.info.api == "chat":
         if not all(p.messages for p in job.prompts):
             raise UserError("--api chat needs texts, and some prompts are token ids only.")
+        if not job.scenario.templating.apply:
+            raise UserError("--api chat has the server apply its template. Drop --no-template.")
         return job.prompts, job.warmup, None, None
-    if all(p.prompt_token_ids is not None for p in job.prompts):
-        ids = job.prompts[0].prompt_token_ids or array("I")
-        return job.prompts, (), None, array("I", ids[::-1])
-    tokenize = await preflight.tokenizer(target, job.attach.tokenizer)
-    job.say(f"tokenizing {len(job.prompts)} prompts")
-    prompts = await preflight.tokenized(job.prompts, tokenize)
-    warmup = await preflight.tokenized(job.warmup, tokenize)
-    return prompts, warmup, tokenize, await tokenize(preflight.PROBE)
+    if job.prompts and all(p.prompt_token_ids is not None for p in job.prompts):
+        return job.prompts, (), None, preflight.probe_ids(job.prompts)
+    tokenize = await preflight.tokenizer(
+        target,
+        job.attach.tokenizer,
+        job.scenario.templating,
+        cache=job.attach.token_cache,
+        check=job.attach.probe and not job.attach.any_tokenizer,
+    )
+    with job.tokenizing(len(job.prompts)) as done:
+        prompts = await preflight.tokenized(job.prompts, tokenize, done)
+    probed, *warmup = await preflight.tokenized((preflight.PROBED, *job.warmup), tokenize)
+    return prompts, tuple(warmup), tokenize, probed.prompt_token_ids
 
 
 async def _recorded(
@@ -180,6 +203,7 @@ async def _recorded(
                 model=target.info.model,
                 sampling=plan.scenario.sampling,
                 tokenize=tokenize,
+                templating=plan.scenario.templating,
                 grace_s=job.attach.grace_s,
             )
             with interrupts(runner.interrupt), _watched(runner, observe, died):
@@ -280,7 +304,7 @@ def run_info(
             cores=os.cpu_count() or 1,
             machine=f"{platform.system()} {platform.machine()}",
         ),
-        prompts_sha256=prompts_digest(plan.prompts, server.api),
+        prompts_sha256=prompts_digest(plan.prompts, server.api, scenario.templating),
         caveats=(*target.caveats, *caveats),
     )
 

@@ -1,4 +1,5 @@
-"""The live view on stderr while a run goes on: an observer, not a report.
+"""The live view on stderr while a run goes on: an observer, not a report. And, before it, how far
+the prompts are tokenized.
 
 One bar a phase with in-flight, tokens/s and failures; without a terminal a plain line every 10 s.
 Sums are kept by hand, redraws are at most four a second. Must not: touch a record, raise.
@@ -6,12 +7,24 @@ Sums are kept by hand, redraws are at most four a second. Must not: touch a reco
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from loadgen.types import ClientSample, Completed, Plan, Record, RequestRecord
 
@@ -103,3 +116,30 @@ class Live:
             self._said_s = sample.at_s
             done = self._count(sample.phase) if sample.phase in self._dialogues else "0"
             print(f"{self._label}  {sample.phase}: {done} dialogues, {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def tokenizing(total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """What is told how many prompts have their ids: a bar, or without a terminal a line every
+    10 s and one in the end. May be called in another thread."""
+    console, what = Console(stderr=True, highlight=False), f"tokenizing {total:,} prompts"
+    if quiet:
+        yield lambda count: None
+    elif console.is_terminal:
+        columns = (TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True
+        ) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda count: progress.update(task, completed=count)
+    else:
+        said_s = began = time.monotonic()
+
+        def say(count: int) -> None:
+            nonlocal said_s
+            if time.monotonic() - said_s >= PLAIN_EVERY_S:
+                said_s = time.monotonic()
+                print(f"{what}: {count:,}", file=sys.stderr)
+
+        yield say
+        print(f"{what}: done in {time.monotonic() - began:.1f} s", file=sys.stderr)
