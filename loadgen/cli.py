@@ -68,6 +68,22 @@ Model = Annotated[str | None, typer.Option("--model", help="Model id, where it s
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", help="Tokenizer folder or id; default: the server's.")
 ]
+TemplateArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-args", help="KEY=VALUE in JSON for the chat template, repeatable: x=false."
+    ),
+]
+NoTemplate = Annotated[
+    bool, typer.Option("--no-template", help="Send texts as they are, for base models.")
+]
+History = Annotated[
+    str | None,
+    typer.Option("--history", help="Later turns see full answers, or the answer after thinking."),
+]
+AnyTokenizer = Annotated[
+    bool, typer.Option("--any-tokenizer", help="Even a tokenizer that is not the model's.")
+]
 Api = Annotated[
     str, typer.Option("--api", help="completions (token ids) or chat (the server templates).")
 ]
@@ -234,6 +250,9 @@ def run(
     skip_placeholders: Annotated[
         bool, typer.Option("--skip-placeholders", help="Leave out SPEED-Bench rows without text.")
     ] = False,
+    skip_too_long: Annotated[
+        bool, typer.Option("--skip-too-long", help="Leave out prompts that exceed the context.")
+    ] = False,
     concurrency: Concurrency = None,
     requests: Annotated[
         int | None,
@@ -257,6 +276,10 @@ def run(
     engine: EngineName = None,
     model: Model = None,
     tokenizer: Tokenizer = None,
+    any_tokenizer: AnyTokenizer = False,
+    template_args: TemplateArgs = None,
+    no_template: NoTemplate = False,
+    history: History = None,
     api: Api = "completions",
     metrics_url: MetricsUrl = None,
     header: Header = None,
@@ -312,11 +335,15 @@ def run(
         categories=tuple(category or ()),
         limit=limit,
         skip_placeholders=skip_placeholders,
+        skip_too_long=skip_too_long,
     )
+    scenario = _templated(scenario, template_args, no_template, history)
     attach = Attach(
         engine=engine,
         model=model,
         tokenizer=tokenizer,
+        any_tokenizer=any_tokenizer,
+        token_cache=_token_cache(),
         api=_api(api),
         metrics_url=metrics_url,
         headers=_headers(header, api_key_file),
@@ -410,6 +437,7 @@ def check(
     engine: EngineName = None,
     model: Model = None,
     tokenizer: Tokenizer = None,
+    any_tokenizer: AnyTokenizer = False,
     api: Api = "completions",
     metrics_url: MetricsUrl = None,
     header: Header = None,
@@ -439,7 +467,7 @@ def check(
         target = await identified(url, attach, _engines())
         if attach.api == "chat":
             return await preflight.probe(target, None)
-        tokenize = await preflight.tokenizer(target, tokenizer)
+        tokenize = await preflight.tokenizer(target, tokenizer, check=not any_tokenizer)
         return await preflight.probe(target, await tokenize(preflight.PROBE))
 
     _explain(_run(ask()))
@@ -605,7 +633,7 @@ def _vectors(
 def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any) -> Any:
     """A measure.Job over the scenario's prompts, shown live."""
     from loadgen.measure import Job
-    from reports.live import Live
+    from reports.live import Live, tokenizing
     from scenarios import prompts as sets
 
     asked = sets.read(scenario.dataset)
@@ -620,6 +648,7 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
         out=out,
         say=_say(quiet),
         watch=lambda plan: Live(plan, label, quiet=quiet),
+        tokenizing=lambda total: tokenizing(total, quiet=quiet),
         **options,
     )
 
@@ -803,6 +832,7 @@ def _changed(
     categories: tuple[str, ...] = (),
     limit: int | None = None,
     skip_placeholders: bool = False,
+    skip_too_long: bool = False,
 ) -> Scenario:
     """The scenario with what the flags say. UserError: a value that makes no sense."""
     for flag, number in (
@@ -834,6 +864,7 @@ def _changed(
                     categories=categories or None,
                     limit=limit,
                     skip_placeholders=skip_placeholders or None,
+                    skip_too_long=skip_too_long or None,
                 ),
             ),
             loads=_loads(concurrency),
@@ -857,6 +888,52 @@ def _changed(
             repeats=repeat,
         ),
     )
+
+
+def _templated(
+    scenario: Scenario, args: Sequence[str] | None, no_template: bool, history: str | None
+) -> Scenario:
+    """The scenario with what the flags say of templating. UserError: a value that says nothing."""
+    put, templating = msgspec.structs.replace, scenario.templating
+    templating = put(templating, args=templating.args | _template_args(args or ()))
+    if history is not None:
+        if history not in ("full", "answer"):
+            raise UserError(f"--history {history} makes no sense. Expected full or answer.")
+        templating = put(templating, history=history)
+    if no_template:
+        templating = put(templating, apply=False)
+    if templating.args and not templating.apply:
+        raise UserError("--no-template and template arguments contradict each other; give one.")
+    return put(scenario, templating=templating)
+
+
+def _template_args(words: Sequence[str]) -> dict[str, Any]:
+    """`enable_thinking=false`, `reasoning_effort=low` → values. UserError: not KEY=VALUE, no JSON.
+
+    A bare word is a text, but for words that a template would take for true.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--template-args {word} is not of the form KEY=VALUE.")
+        try:
+            found[key] = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            bare = value.isidentifier()
+            if not bare or value.lower() in ("true", "false", "none", "null", "yes", "no"):
+                raise UserError(
+                    f"--template-args {word}: the value is no JSON. Expected such as "
+                    "enable_thinking=false or reasoning_effort=low."
+                ) from None
+            found[key] = value
+    return found
+
+
+def _token_cache() -> Path:
+    from servers.llamacpp import cache_dir
+
+    return cache_dir() / "tokens"
 
 
 def _loads(text: str | None) -> tuple[ClosedLoop, ...] | None:
