@@ -337,6 +337,29 @@ def outputs_over_limit(data: PhaseData) -> Iterator[Caveat]:
         )
 
 
+def outputs_cut_short(data: PhaseData) -> Iterator[Caveat]:
+    """Cut for length below the limit: a prompt and its limit exceed the context, and the server
+    answers 200 all the same (vLLM 0.32, llama.cpp b11434)."""
+    cut = [
+        r
+        for r in completed(data.records)
+        if r.finish_reason == "length"
+        and r.token_count_source is not None
+        and max(r.osl_tokens, r.usage_tokens or 0) < (r.max_output_tokens or 0)
+    ]
+    if cut:
+        worst = min(cut, key=lambda r: r.osl_tokens)
+        yield _caveat(
+            data,
+            "outputs-cut-short",
+            f"{len(cut)} of {len(data.records)} answers ended for length below their limit (at "
+            f"worst {worst.osl_tokens:,} of {worst.max_output_tokens:,} tokens): the context was "
+            "full, and the server shortened them without a word.",
+            "Start the server with a larger context, or lower --max-output-tokens; later turns "
+            "carry all answers before them.",
+        )
+
+
 def asked_to_wait(data: PhaseData) -> Iterator[Caveat]:
     """Retry-After: the server, or a gateway before it, limits the rate. Nothing is sent again."""
     waits = [
@@ -369,6 +392,7 @@ CHECKS: tuple[Check, ...] = (
     chunks_are_not_steps,
     output_counts_disagree,
     outputs_over_limit,
+    outputs_cut_short,
     outputs_capped,
     too_few_samples,
     load_not_reached,

@@ -80,6 +80,22 @@ Model = Annotated[str | None, typer.Option("--model", help="Model id, where it s
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", help="Tokenizer folder or id; default: the server's.")
 ]
+TemplateArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-args", help="KEY=VALUE in JSON for the chat template, repeatable: x=false."
+    ),
+]
+NoTemplate = Annotated[
+    bool, typer.Option("--no-template", help="Send texts as they are, for base models.")
+]
+History = Annotated[
+    str | None,
+    typer.Option("--history", help="Later turns see full answers, or the answer after thinking."),
+]
+AnyTokenizer = Annotated[
+    bool, typer.Option("--any-tokenizer", help="Even a tokenizer that is not the model's.")
+]
 Api = Annotated[
     str, typer.Option("--api", help="completions (token ids) or chat (the server templates).")
 ]
@@ -250,6 +266,9 @@ def run(
         bool, typer.Option("--skip-placeholders", help="Leave out SPEED-Bench rows without text.")
     ] = False,
     isl: Isl = None,
+    skip_too_long: Annotated[
+        bool, typer.Option("--skip-too-long", help="Leave out prompts that exceed the context.")
+    ] = False,
     concurrency: Concurrency = None,
     rate: Annotated[
         str | None,
@@ -296,6 +315,10 @@ def run(
     engine: EngineName = None,
     model: Model = None,
     tokenizer: Tokenizer = None,
+    any_tokenizer: AnyTokenizer = False,
+    template_args: TemplateArgs = None,
+    no_template: NoTemplate = False,
+    history: History = None,
     api: Api = "completions",
     metrics_url: MetricsUrl = None,
     header: Header = None,
@@ -356,7 +379,9 @@ def run(
         limit=limit,
         skip_placeholders=skip_placeholders,
         isl=isl,
+        skip_too_long=skip_too_long,
     )
+    scenario = _templated(scenario, template_args, no_template, history)
     for load in scenario.loads:
         if isinstance(load, OpenLoop):
             process_of(load)  # known before a server is started
@@ -364,6 +389,8 @@ def run(
         engine=engine,
         model=model,
         tokenizer=tokenizer,
+        any_tokenizer=any_tokenizer,
+        token_cache=_token_cache(),
         api=_api(api),
         metrics_url=metrics_url,
         headers=_headers(header, api_key_file),
@@ -743,6 +770,7 @@ def check(
     engine: EngineName = None,
     model: Model = None,
     tokenizer: Tokenizer = None,
+    any_tokenizer: AnyTokenizer = False,
     api: Api = "completions",
     metrics_url: MetricsUrl = None,
     header: Header = None,
@@ -772,7 +800,7 @@ def check(
         target = await identified(url, attach, _engines())
         if attach.api == "chat":
             return await preflight.probe(target, None)
-        tokenize = await preflight.tokenizer(target, tokenizer)
+        tokenize = await preflight.tokenizer(target, tokenizer, check=not any_tokenizer)
         return await preflight.probe(target, await tokenize(preflight.PROBE))
 
     _explain(_run(ask()))
@@ -963,7 +991,7 @@ def show(
 
 def _made_samples(name: str, data: Dataset, tokenizer: str | None) -> Iterator[tuple[str, str]]:
     """(title, text) of prompts that are made for a tokenizer, decoded."""
-    from loadgen.tokens import local_decoder, local_tokenizer
+    from loadgen.tokens import LocalTokenizer
     from loadgen.types import Message
 
     recipe = _recipe(data)
@@ -972,14 +1000,14 @@ def _made_samples(name: str, data: Dataset, tokenizer: str | None) -> Iterator[t
             f"{name} is made for a tokenizer. Expected --tokenizer with a folder that holds "
             "tokenizer.json and tokenizer_config.json, or a model's id."
         )
-    render, decode = local_tokenizer(tokenizer), local_decoder(tokenizer)
-    rows = [render((Message(role="user", content=text),)) for text in recipe.texts]
+    own = LocalTokenizer(tokenizer)
+    rows = own.many([(Message(role="user", content=text),) for text in recipe.texts])
     prompts, note = recipe.build(rows)
     print(note, file=sys.stderr)
     for prompt in prompts:
         ids = prompt.prompt_token_ids or array("I")
         task = f" {prompt.subcategory}" if prompt.subcategory else ""
-        yield f"{prompt.prompt_id}{task} · {len(ids):,} tokens", decode(ids)
+        yield f"{prompt.prompt_id}{task} · {len(ids):,} tokens", own.decode(ids)
 
 
 def _sample(title: str, text: str, chars: int) -> None:
@@ -1012,7 +1040,7 @@ def _vectors(
 def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any) -> Any:
     """A measure.Job over the scenario's prompts, shown live."""
     from loadgen.measure import Job
-    from reports.live import Live
+    from reports.live import Live, tokenizing
     from scenarios import prompts as sets
 
     recipe = _recipe(scenario.dataset)
@@ -1029,6 +1057,7 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
         out=out,
         say=_say(quiet),
         watch=lambda plan: Live(plan, label, quiet=quiet),
+        tokenizing=lambda total: tokenizing(total, quiet=quiet),
         **options,
     )
 
@@ -1308,6 +1337,7 @@ def _changed(
     limit: int | None = None,
     skip_placeholders: bool = False,
     isl: str | None = None,
+    skip_too_long: bool = False,
 ) -> Scenario:
     """The scenario with what the flags say. UserError: a value that makes no sense."""
     for flag, number in (
@@ -1345,6 +1375,7 @@ def _changed(
                     limit=limit,
                     skip_placeholders=skip_placeholders or None,
                     isl_tokens=_length(isl),
+                    skip_too_long=skip_too_long or None,
                 ),
             ),
             loads=open_loads or _loads(concurrency),
@@ -1369,6 +1400,52 @@ def _changed(
             repeats=repeat,
         ),
     )
+
+
+def _templated(
+    scenario: Scenario, args: Sequence[str] | None, no_template: bool, history: str | None
+) -> Scenario:
+    """The scenario with what the flags say of templating. UserError: a value that says nothing."""
+    put, templating = msgspec.structs.replace, scenario.templating
+    templating = put(templating, args=templating.args | _template_args(args or ()))
+    if history is not None:
+        if history not in ("full", "answer"):
+            raise UserError(f"--history {history} makes no sense. Expected full or answer.")
+        templating = put(templating, history=history)
+    if no_template:
+        templating = put(templating, apply=False)
+    if templating.args and not templating.apply:
+        raise UserError("--no-template and template arguments contradict each other; give one.")
+    return put(scenario, templating=templating)
+
+
+def _template_args(words: Sequence[str]) -> dict[str, Any]:
+    """`enable_thinking=false`, `reasoning_effort=low` → values. UserError: not KEY=VALUE, no JSON.
+
+    A bare word is a text, but for words that a template would take for true.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--template-args {word} is not of the form KEY=VALUE.")
+        try:
+            found[key] = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            bare = value.isidentifier()
+            if not bare or value.lower() in ("true", "false", "none", "null", "yes", "no"):
+                raise UserError(
+                    f"--template-args {word}: the value is no JSON. Expected such as "
+                    "enable_thinking=false or reasoning_effort=low."
+                ) from None
+            found[key] = value
+    return found
+
+
+def _token_cache() -> Path:
+    from servers.llamacpp import cache_dir
+
+    return cache_dir() / "tokens"
 
 
 def _loads(text: str | None) -> tuple[ClosedLoop, ...] | None:

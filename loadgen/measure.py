@@ -58,11 +58,15 @@ TEXT_CUT = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Attach:
-    """How to reach a server. `headers` are secret: they never enter a record."""
+    """How to reach a server, and how to tokenize for it. `headers` are secret: they never enter a
+    record. `any_tokenizer`: even one that is not the model's. `token_cache`: a folder for its ids.
+    """
 
     engine: str | None = None
     model: str | None = None
     tokenizer: str | None = None
+    any_tokenizer: bool = False
+    token_cache: Path | None = None
     api: Literal["completions", "chat"] = "completions"
     metrics_url: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -75,7 +79,8 @@ class Attach:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to measure, and where to write it. `watch` makes an observer that shows progress.
+    """What to measure, and where to write it. `watch` makes an observer that shows progress,
+    `tokenizing`, given how many prompts there are, one that is told how many have their ids.
 
     `recipe` makes the prompts in place of `prompts`, once the target's tokenizer is known.
     `caveats` are what is to be said of the prompts. `cell`: of a sweep, whose scenario this is.
@@ -88,6 +93,9 @@ class Job:
     out: Path
     say: Callable[[str], None]
     watch: Callable[[Plan], AbstractContextManager[Observer]]
+    tokenizing: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda total: (
+        contextlib.nullcontext(lambda count: None)
+    )
     caveats: tuple[Caveat, ...] = ()
     attach: Attach = Attach()
     recipe: Recipe | None = None
@@ -111,17 +119,25 @@ async def measure(
         preflight.check_descriptors(most_in_flight(load))
     target = await identified(url, job.attach, job.engines, config)
     prompts, warmup, tokenize, probe_ids = await _pretokenized(target, job)
-    preflight.check_fit(prompts, target.info, scenario.sampling.max_output_tokens)
+    preflight.check_vocabulary(prompts, target.info)
+    prompts, skipped = preflight.fitting(
+        prompts,
+        target.info,
+        scenario.sampling.max_output_tokens,
+        skip=scenario.dataset.skip_too_long,
+    )
+    for caveat in skipped:
+        job.say(f"{caveat.code}: {caveat.message}")
     if job.attach.probe:
-        target = await preflight.probe(target, probe_ids)
+        target = await preflight.probe(target, probe_ids, scenario.templating.args)
     spec = config.spec if config is not None else None
     remembers = spec is not None and remembering(target.engine, spec)
     repeat = job.cell.repeat if job.cell is not None else 0
     plan = make_plan(scenario, prompts, warmup, remembers=remembers, first_repeat=repeat)
     alone = preflight.categories_apart(target)
     plan = by_category(plan) if alone else plan
-    said = (*job.caveats, *alone, *_reminder(remembers, plan))
-    info = run_info(scenario, target, plan, said, job.cell)
+    told = (*skipped, *preflight.unchecked(tokenize), *alone, *_reminder(remembers, plan))
+    info = run_info(scenario, target, plan, (*job.caveats, *told), job.cell)
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
     with job.watch(plan) as view:
         observe = fan_out(store.append, (view,))
@@ -156,15 +172,26 @@ async def _pretokenized(
     if target.info.api == "chat":
         if not all(p.messages for p in job.prompts):
             raise UserError("--api chat needs texts, and some prompts are token ids only.")
+        if not job.scenario.templating.apply:
+            raise UserError("--api chat has the server apply its template. Drop --no-template.")
         return job.prompts, job.warmup, None, None
-    if all(p.prompt_token_ids is not None for p in job.prompts):
-        ids = job.prompts[0].prompt_token_ids or array("I")
-        return job.prompts, (), None, array("I", ids[::-1])
-    tokenize = await preflight.tokenizer(target, job.attach.tokenizer)
-    job.say(f"tokenizing {len(job.prompts)} prompts")
-    prompts = await preflight.tokenized(job.prompts, tokenize)
-    warmup = await preflight.tokenized(job.warmup, tokenize)
-    return prompts, warmup, tokenize, await tokenize(preflight.PROBE)
+    if job.prompts and all(p.prompt_token_ids is not None for p in job.prompts):
+        return job.prompts, (), None, preflight.probe_ids(job.prompts)
+    tokenize = await _tokenizer(target, job)
+    with job.tokenizing(len(job.prompts)) as done:
+        prompts = await preflight.tokenized(job.prompts, tokenize, done)
+    probed, *warmup = await preflight.tokenized((preflight.PROBED, *job.warmup), tokenize)
+    return prompts, tuple(warmup), tokenize, probed.prompt_token_ids
+
+
+async def _tokenizer(target: preflight.Target, job: Job) -> Tokenize:
+    return await preflight.tokenizer(
+        target,
+        job.attach.tokenizer,
+        job.scenario.templating,
+        cache=job.attach.token_cache,
+        check=job.attach.probe and not job.attach.any_tokenizer,
+    )
 
 
 async def _made(
@@ -176,18 +203,18 @@ async def _made(
             f"scenario {job.scenario.name} sends token ids, so that every prompt has its exact "
             "length, and --api chat takes only text. Use --api completions, or another scenario."
         )
-    tokenize = await preflight.tokenizer(target, job.attach.tokenizer)
-    job.say(f"tokenizing {len(recipe.texts):,} texts")
+    tokenize = await _tokenizer(target, job)
     asked = [
         Prompt(prompt_id=str(n), category="", messages=(Message(role="user", content=text),))
         for n, text in enumerate(recipe.texts)
     ]
-    rows = await preflight.tokenized(asked, tokenize)
+    with job.tokenizing(len(asked)) as done:
+        *rows, probed = await preflight.tokenized((*asked, preflight.PROBED), tokenize, done)
     prompts, note = recipe.build([p.prompt_token_ids or array("I") for p in rows])
     job.say(note)
     if job.scenario.dataset.kind == "random" and job.text != "none":
         prompts = await preflight.with_texts(target, job.attach.tokenizer, prompts)
-    return prompts, (), None, await tokenize(preflight.PROBE)
+    return prompts, (), None, probed.prompt_token_ids
 
 
 async def _recorded(
@@ -215,6 +242,7 @@ async def _recorded(
                 model=target.info.model,
                 sampling=plan.scenario.sampling,
                 tokenize=tokenize,
+                templating=plan.scenario.templating,
                 grace_s=job.attach.grace_s,
             )
             with interrupts(runner.interrupt), _watched(runner, observe, died):
@@ -314,7 +342,7 @@ def run_info(
             cores=os.cpu_count() or 1,
             machine=f"{platform.system()} {platform.machine()}",
         ),
-        prompts_sha256=prompts_digest(plan.prompts, server.api),
+        prompts_sha256=prompts_digest(plan.prompts, server.api, scenario.templating),
         caveats=(*target.caveats, *caveats),
     )
 

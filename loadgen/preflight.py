@@ -14,9 +14,12 @@ import json
 import re
 import resource
 import ssl
+import threading
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -26,7 +29,7 @@ import msgspec
 from loadgen.errors import ServerError, UserError, nearest
 from loadgen.runner import Tokenize
 from loadgen.scrape import Scraper
-from loadgen.tokens import local_decoder, local_tokenizer
+from loadgen.tokens import LocalTokenizer, plain_text
 from loadgen.transport import Transport, bounded, environment_proxy, refusal, secrets_of
 from loadgen.types import (
     U32,
@@ -44,6 +47,7 @@ from loadgen.types import (
     ServerConfig,
     ServerFacts,
     ServerInfo,
+    Templating,
     Wire,
 )
 from loadgen.written import hide
@@ -52,7 +56,14 @@ ASK_TIMEOUT_S = 20.0
 PAGE_BYTES = 16 << 20
 PROBE_OUTPUT_TOKENS = 12
 PROBE = (Message(role="user", content="Count from one to ten, in words."),)
+PROBED = Prompt(prompt_id="preflight", category="preflight", messages=PROBE)
 """What preflight asks; never a measured prompt."""
+READ = (
+    "The quick brown fox jumps over 13 lazy dogs: def area(r): return 3.14159 * r ** 2. Zwölf "
+    "Boxkämpfer jagen Viktor quer über den Sylter Deich. Съешь ещё этих мягких булок. "
+    "我能吞下玻璃而不伤身体。"
+)
+"""What two tokenizers of different models read as different tokens."""
 TOKENIZE_AT_ONCE = 8
 SPARE_DESCRIPTORS = 64
 MOST_DESCRIPTORS = 1 << 16
@@ -192,6 +203,7 @@ def _info(
         url=url,
         version=facts.version,
         max_model_len=facts.max_model_len or context,
+        vocabulary=card.meta.n_vocab if card.meta is not None else None,
         max_running=facts.max_running or (config.max_running if config else None),
         state=state,
         draft_depth=depth or (facts.draft_depth if state != "off" else None),
@@ -254,6 +266,7 @@ def _session(
 
 class _Meta(msgspec.Struct):
     n_ctx: int | None = None
+    n_vocab: int | None = None
 
 
 class _Card(msgspec.Struct):
@@ -350,41 +363,96 @@ async def _page(session: aiohttp.ClientSession, url: str) -> Any:
 # ── tokenizer ────────────────────────────────────────────────────────────────────────────────────
 
 
-async def tokenizer(target: Target, name: str | None) -> Tokenize:
+class Local:
+    """A local tokenizer off the event loop (fast tokenizers let go of the GIL): a Tokenize.
+
+    `known` says whether the server was seen to read a text as the same tokens; None: not asked, or
+    it could not tell.
+    """
+
+    def __init__(self, local: LocalTokenizer, known: bool | None = None) -> None:
+        self.local = local
+        self.known = known
+
+    async def __call__(self, messages: tuple[Message, ...]) -> U32:
+        return await asyncio.to_thread(self.local, messages)
+
+
+async def tokenizer(
+    target: Target,
+    name: str | None,
+    templating: Templating | None = None,
+    *,
+    cache: Path | None = None,
+    check: bool = True,
+) -> Tokenize:
     """`--tokenizer`, else the server's own, else the served model's id as a local tokenizer.
 
-    UserError: none of them works.
+    `cache`: where a local one keeps ids. UserError: none of them works, or (`check`) the server
+    reads other tokens than the local one does.
     """
-    if name is not None:
-        return in_thread(local_tokenizer(name))
-    asked = await _server_tokenizer(target)
-    if asked is not None:
-        return asked
+    templating = Templating() if templating is None else templating
+    if name is None:
+        asked = await _server_tokenizer(target, templating)
+        if asked is not None:
+            return asked
+    local = LocalTokenizer(name or target.info.model, templating, cache)
     try:
-        return in_thread(local_tokenizer(target.info.model))
+        ours = await asyncio.to_thread(local.plain, READ)
     except UserError as fault:
+        if name is not None:
+            raise
         raise UserError(
             f"no tokenizer for '{target.info.model}': the server has no /tokenize of a known kind, "
             f"and {fault}"
         ) from None
+    known = await _reads_alike(target, ours) if check else None
+    if known is False:
+        raise UserError(
+            f"the tokenizer at '{local.name}' is not that of '{target.info.model}': a text that "
+            f"it reads as {len(ours)} tokens the server reads as others. Expected the served "
+            "model's; give another --tokenizer, or --any-tokenizer to go on all the same."
+        )
+    return Local(local, known)
 
 
-def in_thread(render: Callable[[tuple[Message, ...]], U32]) -> Tokenize:
-    """A local tokenizer off the event loop (fast tokenizers let go of the GIL)."""
-
-    async def tokenize(messages: tuple[Message, ...]) -> U32:
-        return await asyncio.to_thread(render, messages)
-
-    return tokenize
-
-
-async def _server_tokenizer(target: Target) -> Tokenize | None:
-    """The first dialect that turns a conversation into ids."""
-    hello = (Message(role="user", content="hello"),)
-    for dialect in (_vllm_tokenize, _llamacpp_tokenize):
-        ask = _asker(target, dialect)
+async def _reads_alike(target: Target, ours: U32) -> bool | None:
+    """Whether the server reads READ as these ids; None: it tells neither ids nor their number."""
+    text = (Message(role="user", content=READ),)
+    asked = await _server_tokenizer(target, Templating(apply=False))
+    if asked is not None:
+        with contextlib.suppress(ServerError):
+            return await asked(text) == ours
+    body = {"model": target.info.model, "prompt": READ, "max_tokens": 1}
+    async with _session(target.base_url, target.headers, target.tls) as session:
         try:
-            if len(await ask(hello)) > 1:
+            usage = (await _poster(target, session)("/v1/completions", body))["usage"]
+            # A server may put a BOS before a text that is not templated.
+            return usage["prompt_tokens"] in (len(ours), len(ours) + 1)
+        except (ServerError, aiohttp.ClientError, OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+def unchecked(tokenize: Tokenize | None) -> tuple[Caveat, ...]:
+    """A caveat where nobody knows whether the local tokenizer is the served model's."""
+    if not isinstance(tokenize, Local) or tokenize.known:
+        return ()
+    return (
+        Caveat(
+            code="tokenizer-unchecked",
+            message="Prompts were tokenized here, and it was not checked that the served model's "
+            "tokenizer is the same: with another one the model read noise.",
+            advice="Run without --any-tokenizer and --no-preflight, or read a few answers.",
+        ),
+    )
+
+
+async def _server_tokenizer(target: Target, templating: Templating) -> Tokenize | None:
+    """The first dialect that turns a conversation into ids."""
+    for dialect in (_vllm_tokenize, _llamacpp_tokenize):
+        ask = _asker(target, dialect, templating)
+        try:
+            if len(await ask(PROBE)) > 1:
                 return ask
         except ServerError:
             continue
@@ -394,20 +462,24 @@ async def _server_tokenizer(target: Target) -> Tokenize | None:
 _Post = Callable[[str, dict[str, Any]], Any]
 
 
-def _asker(target: Target, dialect: Callable[..., Any]) -> Tokenize:
+def _poster(target: Target, session: aiohttp.ClientSession) -> _Post:
+    async def post(path: str, body: dict[str, Any]) -> Any:
+        async with session.post(target.base_url + path, json=body) as response:
+            data = await bounded(response, PAGE_BYTES)
+            if response.status != 200:
+                said = target.hidden(refusal(data))
+                raise ServerError(f"{path} answered HTTP {response.status}: {said}")
+            return json.loads(data)
+
+    return post
+
+
+def _asker(target: Target, dialect: Callable[..., Any], templating: Templating) -> Tokenize:
     async def tokenize(messages: tuple[Message, ...]) -> U32:
         async with _session(target.base_url, target.headers, target.tls) as session:
-
-            async def post(path: str, body: dict[str, Any]) -> Any:
-                async with session.post(target.base_url + path, json=body) as response:
-                    data = await bounded(response, PAGE_BYTES)
-                    if response.status != 200:
-                        said = target.hidden(refusal(data))
-                        raise ServerError(f"{path} answered HTTP {response.status}: {said}")
-                    return json.loads(data)
-
             try:
-                ids = await dialect(post, target.info.model, messages)
+                post = _poster(target, session)
+                ids = await dialect(post, target.info.model, messages, templating)
                 return array("I", ids)
             except (aiohttp.ClientError, OSError, TimeoutError) as fault:
                 raise ServerError(f"the server's tokenizer failed: {fault!r}.") from None
@@ -419,23 +491,35 @@ def _asker(target: Target, dialect: Callable[..., Any]) -> Tokenize:
     return tokenize
 
 
-def _wire_messages(messages: tuple[Message, ...]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in messages]
+def _conversation(messages: tuple[Message, ...], templating: Templating) -> dict[str, Any]:
+    """Messages, and what is for their template: the same words in vLLM (0.32, read in its source)
+    and llama.cpp (its documentation; not seen on a live server)."""
+    body: dict[str, Any] = {"messages": [{"role": m.role, "content": m.content} for m in messages]}
+    return body | ({"chat_template_kwargs": templating.args} if templating.args else {})
 
 
-async def _vllm_tokenize(post: _Post, model: str, messages: tuple[Message, ...]) -> Any:
-    """vLLM 0.32: /tokenize applies the template itself."""
-    body = {"model": model, "messages": _wire_messages(messages), "add_generation_prompt": True}
-    return (await post("/tokenize", body))["tokens"]
+async def _vllm_tokenize(
+    post: _Post, model: str, messages: tuple[Message, ...], templating: Templating
+) -> Any:
+    """vLLM 0.32: /tokenize applies the template itself, or takes a plain text."""
+    if templating.apply:
+        body = _conversation(messages, templating) | {"add_generation_prompt": True}
+    else:
+        body = {"prompt": plain_text(messages), "add_special_tokens": False}
+    return (await post("/tokenize", body | {"model": model}))["tokens"]
 
 
-async def _llamacpp_tokenize(post: _Post, model: str, messages: tuple[Message, ...]) -> Any:
+async def _llamacpp_tokenize(
+    post: _Post, model: str, messages: tuple[Message, ...], templating: Templating
+) -> Any:
     """llama.cpp b11434: /apply-template renders, /tokenize reads the special tokens in it.
 
     The template writes its own BOS, so none is added.
     """
     del model
-    text = (await post("/apply-template", {"messages": _wire_messages(messages)}))["prompt"]
+    text = plain_text(messages)
+    if templating.apply:
+        text = (await post("/apply-template", _conversation(messages, templating)))["prompt"]
     body = {"content": text, "add_special": False, "parse_special": True}
     return (await post("/tokenize", body))["tokens"]
 
@@ -443,23 +527,64 @@ async def _llamacpp_tokenize(post: _Post, model: str, messages: tuple[Message, .
 async def tokenized(
     prompts: Sequence[Prompt], tokenize: Tokenize, done: Callable[[int], None] = lambda count: None
 ) -> tuple[Prompt, ...]:
-    """The prompts with the ids of their first turn; those that brought ids are left alone."""
+    """The prompts with the ids of their first turn; those that brought ids are left alone.
+
+    done(n) as n are there. UserError: a prompt of no tokens.
+    """
+    texts = [prompt for prompt in prompts if prompt.prompt_token_ids is None]
+    if isinstance(tokenize, Local):
+        rows = await _made(texts, tokenize.local, done)
+    else:
+        rows = await _asked_for(texts, tokenize, done)
+    ids = iter(rows)
+    ready = [
+        prompt
+        if prompt.prompt_token_ids is not None
+        else msgspec.structs.replace(prompt, prompt_token_ids=next(ids))
+        for prompt in prompts
+    ]
+    for prompt in ready:
+        if not prompt.prompt_token_ids:
+            raise UserError(f"prompt {prompt.prompt_id} has no tokens. Give it a text.")
+    return tuple(ready)
+
+
+async def _made(
+    prompts: Sequence[Prompt], local: LocalTokenizer, done: Callable[[int], None]
+) -> list[U32]:
+    """A local tokenizer's ids of each, all at once."""
+    over = threading.Event()
+
+    def told(count: int) -> None:
+        if over.is_set():
+            raise InterruptedError  # Ctrl-C ends no thread, and the process would wait for it
+        done(count)
+
+    try:
+        rows = await asyncio.to_thread(local.many, [p.messages for p in prompts], told)
+    finally:
+        over.set()
+    if any(p.later_turns for p in prompts):
+        await asyncio.to_thread(lambda: local.loaded)  # now, and not beside the first streams
+    return rows
+
+
+async def _asked_for(
+    prompts: Sequence[Prompt], tokenize: Tokenize, done: Callable[[int], None]
+) -> list[U32]:
+    """The server's ids of each, a few requests at once."""
     gate = asyncio.Semaphore(TOKENIZE_AT_ONCE)
     count = 0
 
-    async def one(prompt: Prompt) -> Prompt:
+    async def one(prompt: Prompt) -> U32:
         nonlocal count
-        if prompt.prompt_token_ids is not None:
-            return prompt
         async with gate:
             ids = await tokenize(prompt.messages)
         count += 1
         done(count)
-        if not ids:
-            raise UserError(f"prompt {prompt.prompt_id} has no tokens. Give it a text.")
-        return msgspec.structs.replace(prompt, prompt_token_ids=ids)
+        return ids
 
-    return tuple(await asyncio.gather(*(one(p) for p in prompts)))
+    return await asyncio.gather(*(one(p) for p in prompts))
 
 
 async def with_texts(
@@ -470,10 +595,9 @@ async def with_texts(
     vLLM 0.32 and llama.cpp b11434 have it; where the server has none, the prompts as they are.
     """
     if name is not None:
-        decode = local_decoder(name)
+        own = LocalTokenizer(name, Templating(apply=False))
         return tuple(
-            msgspec.structs.replace(p, text=decode(p.prompt_token_ids or array("I")))
-            for p in prompts
+            msgspec.structs.replace(p, text=own.decode(p.prompt_token_ids or ())) for p in prompts
         )
     gate = asyncio.Semaphore(TOKENIZE_AT_ONCE)
     async with _session(target.base_url, target.headers, target.tls) as session:
@@ -494,14 +618,16 @@ async def with_texts(
 # ── probe ────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def probe(target: Target, ids: U32 | None) -> Target:
+async def probe(
+    target: Target, ids: U32 | None, template_args: Mapping[str, Any] | None = None
+) -> Target:
     """One short request; the target with what it honoured. UserError: it would ruin the run.
 
-    `ids`: a prompt that is not measured (completions API); None sends messages (chat API). Where
-    the engine has a second way to send ids, it is asked too if the first does not tell all, and
-    taken if it tells more.
+    `ids`: a prompt that is not measured (completions API); None sends messages (chat API), with
+    `template_args` for the server's template. Where the engine has a second way to send ids, it is
+    asked too if the first does not tell all, and taken if it tells more.
     """
-    found = await _asked(target, ids)
+    found = await _asked(target, ids, template_args)
     honours = found.info.honours
     told = honours.per_request_acceptance or target.info.state == "off"
     if ids is None or "generate" not in target.engine.wires or (honours.ids_in_chunks and told):
@@ -542,16 +668,18 @@ def categories_apart(target: Target) -> tuple[Caveat, ...]:
     )
 
 
-async def _asked(target: Target, ids: U32 | None) -> Target:
-    prompt = Prompt(prompt_id="preflight", category="preflight", messages=PROBE)
+async def _asked(
+    target: Target, ids: U32 | None, template_args: Mapping[str, Any] | None = None
+) -> Target:
     request = Request(
         request_id="preflight",
         phase="preflight",
-        dialogue=Dialogue(dialogue_id="preflight", prompt=prompt),
+        dialogue=Dialogue(dialogue_id="preflight", prompt=PROBED),
         turn=0,
         max_output_tokens=PROBE_OUTPUT_TOKENS,
         prompt_token_ids=ids,
         messages=PROBE,
+        template_args=dict(template_args or {}),
     )
     body = target.wire.encode(request, target.info.model, Sampling(max_output_tokens=1))
     async with target.transport(timeout_s=120.0) as transport:
@@ -560,7 +688,8 @@ async def _asked(target: Target, ids: U32 | None) -> Target:
     if isinstance(outcome, Refused):
         raise UserError(
             f"the server refuses a short request at {target.wire.path} with HTTP {outcome.status}: "
-            f"{outcome.message}. Expected a stream; try --api chat, or another --engine."
+            f"{outcome.message}. Expected a stream; try --api chat, another --engine, or ids that "
+            f"the model has{f' (the greatest was {max(ids)})' if ids else ''}."
         )
     if not isinstance(outcome, Completed):
         raise UserError(
@@ -599,24 +728,69 @@ def _count_caveat(source: str | None) -> tuple[Caveat, ...]:
     )
 
 
-def check_fit(prompts: Sequence[Prompt], info: ServerInfo, cap: int) -> None:
-    """UserError: a prompt and its output cap do not fit the context (servers cut silently)."""
+def fitting(
+    prompts: Sequence[Prompt], info: ServerInfo, cap: int, *, skip: bool = False
+) -> tuple[tuple[Prompt, ...], tuple[Caveat, ...]]:
+    """The prompts that, with their output limit, fit the context; a caveat where some do not.
+
+    Of later turns only the server can tell. UserError: some do not fit (servers shorten answers
+    silently), unless they may be left out (`skip`) and others remain.
+    """
     limit = info.max_model_len
-    if limit is None:
-        return
-    long = [
-        p
+    needs = [
+        0 if p.prompt_token_ids is None else len(p.prompt_token_ids) + (p.max_output_tokens or cap)
         for p in prompts
-        if p.prompt_token_ids is not None
-        and len(p.prompt_token_ids) + (p.max_output_tokens or cap) > limit
     ]
-    if long:
-        worst = max(len(p.prompt_token_ids or ()) for p in long)
+    if limit is None or max(needs, default=0) <= limit:
+        return tuple(prompts), ()
+    long = [p for p, need in zip(prompts, needs, strict=True) if need > limit]
+    said = (
+        f"{len(long)} of {len(prompts)} prompts do not fit: with their output limit they need up "
+        f"to {max(needs):,} tokens, and the server's context has {limit:,}"
+    )
+    if not skip or len(long) == len(prompts):
         raise UserError(
-            f"{len(long)} of {len(prompts)} prompts do not fit: up to {worst} tokens and an output "
-            f"limit of {cap} exceed the server's context of {limit}, and it would cut the answers "
-            "silently. Lower --max-output-tokens, or start the server with a larger context."
+            f"{said}; it would shorten the answers silently. Lower --max-output-tokens (now {cap}),"
+            " start the server with a larger context, or leave such prompts out with "
+            "--skip-too-long."
         )
+    by_category = Counter(p.category for p in long).most_common()
+    which = ", ".join(f"{count} {category}" for category, count in by_category)
+    caveat = Caveat(
+        code="prompts-skipped",
+        message=f"{said}: they were left out ({which}).",
+        advice="Compare only with runs that left out the same; a larger context keeps them.",
+    )
+    kept = tuple(p for p, need in zip(prompts, needs, strict=True) if need <= limit)
+    return kept, (caveat,)
+
+
+def check_vocabulary(prompts: Sequence[Prompt], info: ServerInfo) -> None:
+    """UserError: a token id that the model does not have, where the server tells how many it has.
+
+    Where it does not, the probe holds the greatest id, and the server refuses it (vLLM 0.32).
+    """
+    if info.vocabulary is None:
+        return
+    for prompt in prompts:
+        greatest = max(prompt.prompt_token_ids or (0,))
+        if greatest >= info.vocabulary:
+            raise UserError(
+                f"prompt {prompt.prompt_id} holds token id {greatest}, and the model has the ids 0 "
+                f"to {info.vocabulary - 1}. Expected ids of '{info.model}': tokenize the prompts "
+                "with its tokenizer, or give texts."
+            )
+
+
+def probe_ids(prompts: Sequence[Prompt]) -> U32:
+    """A prompt that is not measured, of ids that users gave: some of the first, and the greatest.
+
+    UserError: there is none.
+    """
+    rows = [p.prompt_token_ids for p in prompts if p.prompt_token_ids]
+    if not rows:
+        raise UserError("no prompt has a token. Expected texts, or at least one id a prompt.")
+    return array("I", [*rows[0][:64][::-1], max(map(max, rows))])
 
 
 def check_descriptors(concurrency: int | None) -> None:

@@ -213,7 +213,7 @@ def decode_openai(payload: bytes) -> Chunk:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ValueError(f"malformed event: {fault}") from None
     choice = event.choices[0] if event.choices else None
-    text, ids, finish, rate = "", None, None, None
+    text, thinking, ids, finish, rate = "", False, None, None, None
     if choice is not None:
         rate = choice.avg_decoded_tokens_per_iter
         ids, finish = choice.token_ids, choice.finish_reason
@@ -222,10 +222,12 @@ def decode_openai(payload: bytes) -> Chunk:
         elif (delta := choice.delta) is not None:
             # Thinking comes in a field of its own, named in two ways; its tokens are output too.
             text = delta.content or delta.reasoning_content or delta.reasoning or ""
+            thinking = bool(text) and not delta.content
     usage = event.usage
     return Chunk(
         token_ids=ids,
         text=text,
+        thinking=thinking,
         choice=choice is not None,
         usage=None
         if usage is None
@@ -332,6 +334,8 @@ def chat_wire(extra: Mapping[str, Any]) -> Wire:
     def encode(request: Request, model: str, sampling: Sampling) -> bytes:
         body = _body(request, model, sampling) | dict(extra)
         body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
+        if request.template_args:
+            body["chat_template_kwargs"] = request.template_args
         return msgspec.json.encode(body)
 
     return Wire(path="/v1/chat/completions", encode=encode, decode=decode_openai)
@@ -427,6 +431,7 @@ class Tally:
         "_stamps",
         "_steps",
         "_text",
+        "_thinking",
         "_uncounted",
         "_usage",
         "cached_tokens",
@@ -447,6 +452,7 @@ class Tally:
         self._uncounted = 0
         self._ids: U32 = array("I")
         self._text: list[str] = []
+        self._thinking = False
         self._usage: int | None = None
         self._rate: float | None = None
         self._spec: SpecCounters | None = None
@@ -498,6 +504,11 @@ class Tally:
             self._uncounted += 1
             self._stamps.append(stamp)
         if chunk.text:
+            if chunk.thinking != self._thinking:
+                # As the model wrote it, before the server took the tags away: the next turn's
+                # template finds the thinking by them.
+                self._text.append("<think>" if chunk.thinking else "</think>")
+                self._thinking = chunk.thinking
             self._text.append(chunk.text)
         if chunk.finish_reason is not None:
             self.finish_reason = chunk.finish_reason

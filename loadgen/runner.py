@@ -49,6 +49,7 @@ from loadgen.types import (
     Request,
     RequestRecord,
     Sampling,
+    Templating,
 )
 
 Tokenize = Callable[[tuple[Message, ...]], Awaitable[U32]]
@@ -84,6 +85,7 @@ class Runner:
         model: str,
         sampling: Sampling,
         tokenize: Tokenize | None,
+        templating: Templating | None = None,
         grace_s: float = 30.0,
     ) -> None:
         self._transport = transport
@@ -92,6 +94,7 @@ class Runner:
         self._model = model
         self._sampling = sampling
         self._tokenize = tokenize
+        self._templating = Templating() if templating is None else templating
         self._grace_s = grace_s
         self._reason = "completed"
         self._closed = asyncio.Event()
@@ -270,7 +273,8 @@ class Runner:
             outcome = record.outcome
             if said is None or self._closed.is_set() or not isinstance(outcome, Completed):
                 return not (isinstance(outcome, Broke) and outcome.reason == "connect")
-            history = next_turn(history, answer, said)
+            whole = self._templating.history == "full"
+            history = next_turn(history, answer, said, whole=whole)
             try:
                 ids = await self._tokenize(history) if self._tokenize is not None else None
             except ServerError as fault:
@@ -299,6 +303,7 @@ class Runner:
             max_output_tokens=cap or sampling.max_output_tokens,
             prompt_token_ids=ids,
             messages=messages,
+            template_args=self._templating.args,
         )
         return request, self._transport.wire.encode(request, self._model, sampling)
 

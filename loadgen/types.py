@@ -51,6 +51,7 @@ class Dataset(Written, frozen=True, kw_only=True):
     """Where prompts come from. `limit` is of all categories in turn; a file's rows tell its format.
 
     `skip_placeholders`: go on without the rows of SPEED-Bench that hold no text.
+    `skip_too_long`: go on without prompts that, with their output limit, exceed the context.
     """
 
     kind: Literal["builtin", "jsonl", "throughput", "random"] = "builtin"
@@ -60,6 +61,7 @@ class Dataset(Written, frozen=True, kw_only=True):
     limit: AtLeastOne | None = None
     seed: int = 0
     skip_placeholders: bool = False
+    skip_too_long: bool = False
 
 
 class ClosedLoop(Written, frozen=True, kw_only=True, tag="closed", tag_field="kind"):
@@ -107,6 +109,19 @@ class Sampling(Written, frozen=True, kw_only=True, omit_defaults=False):
     ignore_eos: bool = False
 
 
+class Templating(Written, frozen=True, kw_only=True):
+    """How a conversation becomes a prompt.
+
+    `apply` False sends the text as it is, for base models. `args` go to the chat template:
+    enable_thinking, reasoning_effort. `history`: what of an answer a later turn sees, all of it,
+    of which the template may drop the thinking, or only what follows the thinking.
+    """
+
+    apply: bool = True
+    args: dict[str, Any] = {}
+    history: Literal["full", "answer"] = "full"
+
+
 class Scenario(Written, frozen=True, kw_only=True, omit_defaults=False):
     """What is asked, at which loads, until when."""
 
@@ -118,6 +133,7 @@ class Scenario(Written, frozen=True, kw_only=True, omit_defaults=False):
     )
     stop: Stop = Stop()
     sampling: Sampling = Sampling()
+    templating: Templating = Templating()
     warmup_requests: Annotated[int, Meta(ge=0, le=1_000_000)] = 4
     repeats: Annotated[int, Meta(ge=1, le=1000)] = 1
 
@@ -171,7 +187,10 @@ class Dialogue(Noun, frozen=True, kw_only=True):
 
 
 class Request(Noun, frozen=True, kw_only=True):
-    """One turn, ready to be encoded. `messages` is set for the chat API, ids for completions."""
+    """One turn, ready to be encoded. `messages` is set for the chat API, ids for completions.
+
+    `template_args` are for the server's template, where the server does the templating.
+    """
 
     request_id: str
     phase: str
@@ -180,6 +199,7 @@ class Request(Noun, frozen=True, kw_only=True):
     max_output_tokens: int
     prompt_token_ids: U32 | None = None
     messages: tuple[Message, ...] = ()
+    template_args: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,14 +298,16 @@ class Chunk(Noun, frozen=True, kw_only=True):
     """One decoded event of a stream.
 
     `choice` False: an event without choices (usage only). `error` is what an `error` object inside
-    a 200 stream said. `tokens_per_pass`: tokens so far ÷ target passes so far, prefill's included.
-    `tokens_so_far`: the answer's length up to here, on a wire (SGLang /generate) whose `token_ids`
-    and `text` may be either all of the answer or what is new of it.
+    a 200 stream said. `thinking`: the text came in a field of its own. `tokens_per_pass`: tokens so
+    far ÷ target passes so far, prefill's included. `tokens_so_far`: the answer's length up to here,
+    on a wire (SGLang /generate) whose `token_ids` and `text` may be either all of the answer or
+    what is new of it.
     """
 
     token_ids: tuple[int, ...] | None = None
     tokens_so_far: int | None = None
     text: str = ""
+    thinking: bool = False
     choice: bool = True
     usage: Usage | None = None
     spec: SpecCounters | None = None
@@ -529,7 +551,8 @@ class Honours(Noun, frozen=True, kw_only=True):
 class ServerInfo(Noun, frozen=True, kw_only=True):
     """What is at the URL. `state` is whether speculation is on; `draft_depth` is k where known.
 
-    `verified` is what of the engine was seen on a live server, as Engine says it.
+    `verified` is what of the engine was seen on a live server, as Engine says it. `vocabulary` is
+    how many token ids the model has.
     """
 
     engine: str
@@ -538,6 +561,7 @@ class ServerInfo(Noun, frozen=True, kw_only=True):
     api: Literal["completions", "chat"] = "completions"
     version: str | None = None
     max_model_len: int | None = None
+    vocabulary: int | None = None
     max_running: int | None = None
     state: Literal["on", "off", "unknown"] = "unknown"
     draft_depth: Depth | None = None

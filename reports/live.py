@@ -1,4 +1,5 @@
-"""The live view on stderr while a run goes on: an observer, not a report.
+"""The live view on stderr while a run goes on: an observer, not a report. And, before it, how far
+the prompts are tokenized.
 
 One bar a phase with in-flight, tokens/s and failures; without a terminal a plain line every 10 s.
 Sums are kept by hand, redraws are at most four a second. Must not: touch a record, raise.
@@ -6,15 +7,25 @@ Sums are kept by hand, redraws are at most four a second. Must not: touch a reco
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live as Display
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from loadgen.types import ClientSample, Completed, Observer, Plan, Record, RequestRecord
@@ -151,7 +162,7 @@ class SweepLive:
         elif line and not self._quiet:
             print(line, file=sys.stderr)
 
-    @contextmanager
+    @contextlib.contextmanager
     def watch(self, plan: Plan, label: str) -> Iterator[Observer]:
         """An observer of one cell."""
         if not self._drawn:
@@ -172,3 +183,30 @@ class SweepLive:
 
     def _draw(self, status: str) -> None:
         self._display.update(Group(*self._table, Text(status, style="dim")), refresh=True)
+
+
+@contextlib.contextmanager
+def tokenizing(total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """What is told how many prompts have their ids: a bar, or without a terminal a line every
+    10 s and one in the end. May be called in another thread."""
+    console, what = Console(stderr=True, highlight=False), f"tokenizing {total:,} prompts"
+    if quiet:
+        yield lambda count: None
+    elif console.is_terminal:
+        columns = (TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True
+        ) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda count: progress.update(task, completed=count)
+    else:
+        said_s = began = time.monotonic()
+
+        def say(count: int) -> None:
+            nonlocal said_s
+            if time.monotonic() - said_s >= PLAIN_EVERY_S:
+                said_s = time.monotonic()
+                print(f"{what}: {count:,}", file=sys.stderr)
+
+        yield say
+        print(f"{what}: done in {time.monotonic() - began:.1f} s", file=sys.stderr)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+import msgspec
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
@@ -28,6 +29,7 @@ from loadgen.types import (
     ServerInfo,
     Study,
     Summary,
+    Templating,
 )
 from loadgen.written import load_label as load_name
 from loadgen.written import load_order
@@ -331,6 +333,7 @@ def facts(info: RunInfo) -> dict[str, str]:
             f"at most {units.count(asked.max_output_tokens)} output tokens",
             "EOS ignored" if asked.ignore_eos else "",
         ],
+        "prompts": templated(scenario.templating),
         "client": [
             f"draftload {client.draftload}, Python {client.python}, aiohttp {client.aiohttp}",
             f"{client.loop}, {client.cores} cores, {client.machine}",
@@ -338,6 +341,18 @@ def facts(info: RunInfo) -> dict[str, str]:
         "started": [info.started_at],
     }
     return {key: joined(parts) for key, parts in rows.items()}
+
+
+def templated(templating: Templating) -> list[str]:
+    """How conversations became prompts, where it is not the usual way."""
+    given = ", ".join(
+        f"{key}={msgspec.json.encode(value).decode()}" for key, value in templating.args.items()
+    )
+    return [
+        "" if templating.apply else "raw text, no chat template",
+        f"template arguments {given}" if given else "",
+        "history without thinking" if templating.history == "answer" else "",
+    ]
 
 
 def header(runs: Sequence[tuple[str, RunInfo]], width: int) -> Section:

@@ -88,6 +88,7 @@ TRIPS: dict[str, PhaseData] = {
         ]
     ),
     "outputs-over-limit": changed(max_output_tokens=4),
+    "outputs-cut-short": changed(max_output_tokens=6, finish_reason="length"),
     "prefix-cache": changed(cached_tokens=16, isl_tokens=32),
     "chunks-not-steps": phase_data([record([1, 9], [0, 1, 2], finish_reason="stop")] * 4),
     "token-counts-disagree": changed(usage_tokens=7),
@@ -147,6 +148,20 @@ def test_a_phase_without_an_end_is_judged_by_its_samples(in_flight: int, found: 
 
 def test_a_clean_phase_has_no_caveat() -> None:
     assert check_phase(QUIET) == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_output_tokens": 6, "finish_reason": "stop"},
+        {"max_output_tokens": 5, "finish_reason": "length"},
+        {"max_output_tokens": 6, "finish_reason": "length", "usage_tokens": 6},
+        {"finish_reason": "length"},
+        {"max_output_tokens": 6, "finish_reason": "length", "token_count_source": None},
+    ],
+)
+def test_only_an_answer_that_is_short_for_length_was_cut_short(changes: dict[str, Any]) -> None:
+    assert "outputs-cut-short" not in [c.code for c in check_phase(changed(**changes))]
 
 
 def test_what_we_cancelled_is_not_the_servers_failure() -> None:

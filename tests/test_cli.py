@@ -13,9 +13,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loadgen.cli import _changed, _headers, _length, _loads, _open_loads, _seconds, app
+from loadgen.cli import (
+    _changed,
+    _headers,
+    _length,
+    _loads,
+    _open_loads,
+    _seconds,
+    _template_args,
+    _templated,
+    app,
+)
 from loadgen.errors import UserError
-from loadgen.types import ClosedLoop, OpenLoop, Scenario
+from loadgen.types import ClosedLoop, OpenLoop, Scenario, Templating
 from tests.conftest import Truth
 from tests.test_throughput import tokenizer
 
@@ -196,6 +206,10 @@ def test_a_printed_command_shows_no_secret_and_can_be_pasted(tmp_path: Path) -> 
         (["run", "--url", "x", "--api", "chatt"], "did you mean 'chat'"),
         (["run", "--url", "x", "--format", "yaml"], "unknown format 'yaml'"),
         (["run", "--url", "x", "--save-prompts", "--no-text"], "contradict each other"),
+        (["run", "--url", "x", "--template-args", "a"], "not of the form KEY=VALUE"),
+        (["run", "--url", "x", "--template-args", "a=False"], "the value is no JSON"),
+        (["run", "--url", "x", "--template-args", "a=1", "--no-template"], "contradict each other"),
+        (["run", "--url", "x", "--history", "none"], "Expected full or answer"),
         (["run", "--url", "x", "--header", "nocolon"], "not of the form"),
         (["run", "--url", "x", "--api-key-file", "none"], "cannot read the API key file"),
         (["run", "--server", "none.toml"], "cannot read none.toml"),
@@ -385,6 +399,39 @@ def test_flags_change_only_what_they_say(tmp_path: Path) -> None:
     assert (changed.dataset.kind, changed.dataset.categories, changed.dataset.limit) == (
         "jsonl", ("a",), 2,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("x=false", False),
+        ("x=3", 3),
+        ('x={"a":[1]}', {"a": [1]}),
+        ("x=low", "low"),
+        ('x="two words"', "two words"),
+        ('x="a=b"', "a=b"),
+        ("x=null", None),
+    ],
+)
+def test_template_arguments(word: str, value: object) -> None:
+    assert _template_args(["y=1", word]) == {"y": 1, "x": value}
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["x", "=1", "x=", "x=True", "x=NONE", "x=yes", "x=two words", "x={", "a-b=1", "x=\ud800"],
+)
+def test_what_is_no_template_argument(word: str) -> None:
+    with pytest.raises(UserError, match="--template-args"):
+        _template_args([word])
+
+
+def test_templating_flags_go_over_the_scenarios() -> None:
+    given = Templating(args={"a": 1, "b": 1}, history="answer")
+    scenario = Scenario(name="s", templating=given)
+    assert _templated(scenario, None, False, None) == scenario
+    changed = _templated(scenario, ["b=2"], False, "full").templating
+    assert changed == Templating(args={"a": 1, "b": 2}, history="full")
 
 
 def test_a_given_authorization_wins_over_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ from loadgen.protocol import SSE, Tally, decode_openai
 from loadgen.scrape import parse_page
 from loadgen.store import Store, _decoded, _encoded, read, run_path
 from loadgen.summarize import summarize
-from loadgen.tokens import local_tokenizer
+from loadgen.tokens import LocalTokenizer
 from loadgen.types import (
     ClientSample,
     ClosedLoop,
@@ -726,7 +726,7 @@ def test_code_that_a_model_ships_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(mapped))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil"} | mapped))
     with pytest.raises(UserError, match="no tokenizer at"):
-        local_tokenizer(str(tmp_path))
+        LocalTokenizer(str(tmp_path)).plain("a")
     assert not (tmp_path / "pwned").exists()
 
 

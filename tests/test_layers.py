@@ -67,7 +67,7 @@ FOREIGN: Mapping[str, tuple[frozenset[str], bool]] = {
     "tensorrt_llm": (frozenset(), True),
     "torch": (frozenset(), True),
     "onnxruntime": (_modules("scenarios", "embedders"), True),
-    "importlib": (_modules("loadgen", "cli") | _modules("scenarios", "embedders"), False),
+    "importlib": (_modules("loadgen", "cli tokens") | _modules("scenarios", "embedders"), False),
 }
 """Package → who may import it, and whether only lazily: in a function or under TYPE_CHECKING."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from loadgen.errors import UserError
 from loadgen.measure import Attach, Job, _without_folder, _without_paths, measure, prompt_records
 from loadgen.store import read
 from loadgen.summarize import summarize
+from loadgen.tokens import LocalTokenizer, next_turn
 from loadgen.types import (
     ClosedLoop,
     Completed,
@@ -35,14 +36,18 @@ from loadgen.types import (
     ServerConfig,
     SpecConfig,
     Stop,
+    Study,
     Summary,
+    Templating,
 )
 from loadgen.written import masked, secret_values
+from reports import table
 from scenarios import prompts as sets
 from scenarios import random_control, throughput
 from servers import llamacpp, sglang, simulator, trtllm
 from servers import openai as generic
 from servers.simulated import preset
+from tests.test_tokens import TEMPLATE, folder
 
 SCENARIO = Scenario(
     name="t",
@@ -247,6 +252,8 @@ async def test_every_dialect_is_measured_as_its_engine(
     assert server.engine == {"vllm": "simulated"}.get(dialect, dialect)
     assert server.simulated
     assert all(r.outcome == Completed() for r in records)
+    assert "length" in {r.finish_reason for r in records}
+    assert "outputs-cut-short" not in {c.code for c in summary.caveats}
     for phase in (p for p in summary.phases if p.measured and method != "none"):
         best = phase.acceptance[0]
         assert best.acceptance_length is not None
@@ -373,6 +380,115 @@ async def test_prompts_that_do_not_fit_stop_before_the_run(tmp_path: Path) -> No
         with pytest.raises(UserError, match="prompts do not fit"):
             await measure(url, job(tmp_path, scenario))
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_prompts_that_do_not_fit_are_left_out_and_the_run_file_says_so(
+    tmp_path: Path,
+) -> None:
+    asked = sets.read(SCENARIO.dataset).prompts
+    long = (Message(role="user", content="word " * 900),)
+    asked = (*asked, msgspec.structs.replace(asked[0], prompt_id="long", messages=long))
+    data = msgspec.structs.replace(SCENARIO.dataset, skip_too_long=True)
+    scenario = msgspec.structs.replace(SCENARIO, dataset=data)
+    said: list[str] = []
+    async with simulated(max_model_len=800) as url:
+        summary, records = await run(
+            url, tmp_path, scenario=scenario, prompts=asked, say=said.append
+        )
+    assert "long" not in {r.prompt_id for r in records}
+    assert {p.prompt_id for p in asked} - {"long"} <= {r.prompt_id for r in records}
+    (caveat,) = [c for c in summary.info.caveats if c.code == "prompts-skipped"]
+    assert caveat.message.startswith("1 of 9 prompts do not fit")
+    assert [line for line in said if line.startswith("prompts-skipped: 1 of 9")]
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "llamacpp"])
+async def test_answers_that_the_server_shortens_are_seen(dialect: str, tmp_path: Path) -> None:
+    """A later turn whose history leaves too little of the context: 200, and fewer tokens."""
+    asked = sets.read(SCENARIO.dataset).prompts[0]
+    said = tuple("word " * 40 for _ in range(3))
+    asked = msgspec.structs.replace(asked, messages=HELLO, later_turns=said)
+    async with simulated(dialect=dialect, max_model_len=280, mean_output_tokens=4000) as url:
+        summary, records = await run(url, tmp_path, prompts=(asked,))
+    (phase, *_) = summary.phases
+    told = [(r.turn, r.isl_tokens, r.osl_tokens) for r in records if r.phase == phase.name]
+    assert set(told) == {(0, 7, 40), (1, 94, 40), (2, 181, 40), (3, 268, 12)}
+    assert {r.outcome for r in records} == {Completed()}
+    assert [c.phase for c in summary.caveats if c.code == "outputs-cut-short"][:1] == [phase.name]
+
+
+HELLO = (Message(role="user", content="hello"),)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "attach", "templating", "fault"),
+    [
+        ({"prompt_token_ids": array("I", [1, 1 << 20])}, {}, {}, "greatest was 1048576"),
+        ({"prompt_token_ids": array("I")}, {}, {}, "no prompt has a token"),
+        ({"messages": HELLO}, {"tokenizer": "LOCAL"}, {}, "is not that of 'simulated-8b'"),
+        ({"messages": HELLO}, {"tokenizer": "LOCAL"}, {"args": {"thinkin": 1}}, "did you mean"),
+        ({"messages": HELLO}, {"api": "chat"}, {"apply": False}, "Drop --no-template"),
+    ],
+)
+async def test_bad_input_ends_before_any_measured_request(
+    tmp_path: Path,
+    prompts: dict[str, Any],
+    attach: dict[str, Any],
+    templating: dict[str, Any],
+    fault: str,
+) -> None:
+    path = folder(tmp_path / "model", chat_template=TEMPLATE)
+    attach |= {"tokenizer": path} if "tokenizer" in attach else {}
+    scenario = msgspec.structs.replace(SCENARIO, templating=Templating(**templating))
+    asked = Prompt(prompt_id="p", category="c", **prompts)
+    async with simulated() as url:
+        with pytest.raises(UserError, match=fault):
+            await measure(
+                url, job(tmp_path / "runs", scenario, prompts=(asked,), attach=Attach(**attach))
+            )
+    assert not (tmp_path / "runs").exists()
+
+
+async def test_any_tokenizer_goes_on_and_says_so(tmp_path: Path) -> None:
+    """Ids of a local tokenizer, arguments and all, are what the server counts; later turns too."""
+    path = folder(tmp_path / "model", chat_template=TEMPLATE)
+    templating = Templating(args={"thinking": False}, history="answer")
+    scenario = msgspec.structs.replace(SCENARIO, templating=templating)
+    asked = Prompt(prompt_id="p", category="c", messages=HELLO, later_turns=("you",))
+    attach = Attach(tokenizer=path, any_tokenizer=True, token_cache=tmp_path / "cache")
+    told: list[tuple[int, int]] = []
+
+    @contextlib.contextmanager
+    def tokenizing(total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda count: told.append((count, total))
+
+    async with simulated() as url:
+        for _ in range(2):
+            summary, records = await run(
+                url, tmp_path, scenario=scenario, prompts=(asked,), attach=attach,
+                tokenizing=tokenizing,
+            )  # fmt: skip
+    assert told == [(0, 1), (1, 1), (1, 1)], "made, then read"
+    render = LocalTokenizer(path, templating)
+    answers = {(r.dialogue_id, r.phase): r for r in records if r.turn == 0 and r.prompt_id == "p"}
+    for record in (r for r in records if r.prompt_id == "p"):
+        before = answers[record.dialogue_id, record.phase]
+        history = HELLO if record.turn == 0 else next_turn(HELLO, before.text or "", "you")
+        assert record.isl_tokens == len(render(history))
+    assert "tokenizer-unchecked" in [c.code for c in summary.info.caveats]
+    assert summary.info.scenario.templating == templating
+    text = table.render(Study(summaries=(summary,)))
+    assert "template arguments thinking=false, history without thinking" in text
+
+
+async def test_template_arguments_make_another_digest(tmp_path: Path) -> None:
+    digests = []
+    async with simulated() as url:
+        for args in ({}, {"enable_thinking": False}, {}):
+            scenario = msgspec.structs.replace(SCENARIO, templating=Templating(args=args))
+            summary, _ = await run(url, tmp_path, scenario=scenario)
+            digests.append(summary.info.prompts_sha256)
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_a_launched_config_leaves_its_paths_and_secrets_behind() -> None:

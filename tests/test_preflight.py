@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
+import threading
+import unicodedata
 from array import array
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,11 +18,13 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from loadgen import preflight
+from loadgen import preflight, tokens
 from loadgen.errors import UserError
-from loadgen.types import Engine, Message, Prompt, ServerConfig, ServerFacts, SpecConfig
+from loadgen.tokens import LocalTokenizer
+from loadgen.types import Engine, Message, Prompt, ServerConfig, ServerFacts, SpecConfig, Templating
 from servers import llamacpp, openai, sglang, vllm
 from tests.records import SERVER, prompts
+from tests.test_tokens import TEMPLATE, folder
 
 ENGINES: Mapping[str, Engine] = {
     e.name: e for e in (vllm.ENGINE, sglang.ENGINE, llamacpp.ENGINE, openai.ENGINE)
@@ -108,12 +114,14 @@ async def test_vllm_is_found_by_asking() -> None:
 
 
 async def test_llamacpp_is_found_by_asking() -> None:
-    models = {"data": [{"id": "smol", "owned_by": "llamacpp", "meta": {"n_ctx": 2048}}]}
+    models = {
+        "data": [{"id": "smol", "owned_by": "llamacpp", "meta": {"n_ctx": 2048, "n_vocab": 49152}}]
+    }
     slots = [{"id": i, "n_ctx": 2048, "speculative": True} for i in range(8)]
     async with server(GET_v1_models=models, GET_slots=slots, GET_metrics="x 1\n") as url:
         target = await preflight.identify(url, ENGINES)
     assert (target.info.engine, target.info.max_running) == ("llamacpp", 8)
-    assert target.info.state == "on"
+    assert (target.info.state, target.info.vocabulary) == ("on", 49152)
 
 
 async def test_anything_else_is_openai_and_a_missing_page_is_said() -> None:
@@ -264,14 +272,144 @@ async def test_what_ids_say_in_both_dialects_and_in_none() -> None:
             assert await preflight.with_texts(await target_of(url), None, asked) == asked
 
 
-async def test_no_tokenizer_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> object:
-        raise UserError(f"no tokenizer at '{name}'.")
-
-    monkeypatch.setattr(preflight, "local_tokenizer", missing)
-    async with server(GET_v1_models=MODELS, POST_tokenize={"tokens": "no"}) as url:
-        with pytest.raises(UserError, match="no tokenizer for 'm'"):
+async def test_no_tokenizer_anywhere(tmp_path: Path) -> None:
+    missing = MODELS | {"data": [{"id": str(tmp_path), "owned_by": "vllm"}]}
+    async with server(GET_v1_models=missing, POST_tokenize={"tokens": "no"}) as url:
+        with pytest.raises(UserError, match=r"no tokenizer for .*: the server has no /tokenize"):
             await preflight.tokenizer(await target_of(url), None)
+
+
+@pytest.mark.parametrize(
+    ("templating", "sent"),
+    [
+        (Templating(args={"x": 1}), {"chat_template_kwargs": {"x": 1}}),
+        (Templating(), {"chat_template_kwargs": None}),
+        (Templating(apply=False), {"prompt": "hi", "add_special_tokens": False}),
+    ],
+)
+async def test_templating_is_the_servers_where_the_server_tokenizes(
+    templating: Templating, sent: dict[str, object]
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def ids(body: Any) -> object:
+        seen.append(body)
+        return {"tokens": [1, 2]}
+
+    def text(body: Any) -> object:
+        seen.append(body)
+        return {"prompt": "<u>hi"}
+
+    async with server(GET_v1_models=MODELS, POST_tokenize=ids) as url:
+        await (await preflight.tokenizer(await target_of(url), None, templating))(HELLO)
+    assert {key: seen[-1].get(key) for key in sent} == sent
+    assert ("messages" in seen[-1]) == templating.apply
+
+    def llama_ids(body: Any) -> object:
+        seen.append(body)
+        return {"tokens": [1, 2] if "content" in body else []}
+
+    seen.clear()
+    async with server(
+        GET_v1_models=MODELS, POST_tokenize=llama_ids, **{"POST_apply-template": text}
+    ) as url:
+        await (await preflight.tokenizer(await target_of(url), None, templating))(HELLO)
+    assert seen[-1]["content"] == ("<u>hi" if templating.apply else "hi")
+    if templating.apply:
+        assert seen[-2].get("chat_template_kwargs") == sent["chat_template_kwargs"]
+
+
+def reads(ids: list[int]) -> Callable[[Any], Any]:
+    """vLLM's /tokenize of a text."""
+    return lambda body: {"tokens": ids if "prompt" in body else [1, 2, 3]}
+
+
+def counts(tokens: int) -> dict[str, object]:
+    """A completion of a text, without a /tokenize."""
+    return {"choices": [{"text": "a"}], "usage": {"prompt_tokens": tokens}}
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "known"),
+    [
+        ("POST_tokenize", lambda ours: reads(ours), True),
+        ("POST_tokenize", lambda ours: reads([*ours[:-1], 7]), False),
+        ("POST_v1_completions", lambda ours: counts(len(ours)), True),
+        ("POST_v1_completions", lambda ours: counts(len(ours) + 1), True),
+        ("POST_v1_completions", lambda ours: counts(len(ours) - 1), False),
+        ("POST_v1_completions", lambda ours: {"choices": []}, None),
+        ("POST_nothing", lambda ours: {}, None),
+    ],
+)
+async def test_a_local_tokenizer_must_be_the_served_models(
+    tmp_path: Path, name: str, answer: Callable[[list[int]], object], known: bool | None
+) -> None:
+    path = folder(tmp_path / "model", chat_template=TEMPLATE)
+    ours = LocalTokenizer(path).plain(preflight.READ).tolist()
+    async with server(GET_v1_models=MODELS, **{name: answer(ours)}) as url:
+        target = await target_of(url)
+        if known is False:
+            with pytest.raises(UserError, match="is not that of 'm'"):
+                await preflight.tokenizer(target, path)
+        else:
+            tokenize = await preflight.tokenizer(target, path)
+            codes = [c.code for c in preflight.unchecked(tokenize)]
+            assert codes == ([] if known else ["tokenizer-unchecked"])
+        forced = await preflight.tokenizer(target, path, check=False)
+        assert [c.code for c in preflight.unchecked(forced)] == ["tokenizer-unchecked"]
+
+
+def test_the_text_that_tells_tokenizers_apart_has_several_scripts() -> None:
+    scripts = {unicodedata.name(c).split()[0] for c in preflight.READ if c.isalpha()}
+    assert scripts == {"LATIN", "CYRILLIC", "CJK"}
+
+
+async def test_a_local_tokenizer_gives_all_prompts_at_once_and_says_how_far_it_is(
+    tmp_path: Path,
+) -> None:
+    path = folder(tmp_path / "model", chat_template=TEMPLATE)
+    local = preflight.Local(LocalTokenizer(path))
+    asked = (
+        *prompts(1),
+        *(Prompt(prompt_id=f"t{n}", category="c", messages=HELLO * n) for n in (1, 2)),
+    )
+    told: list[int] = []
+    ready = await preflight.tokenized(asked, local, told.append)
+    assert ready[0] == asked[0], "ids that were given are left alone"
+    assert [p.prompt_token_ids for p in ready[1:]] == [await local(HELLO), await local(HELLO * 2)]
+    assert told[-1] == 2
+
+
+async def test_ctrl_c_ends_the_thread_that_tokenizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 1)
+    local = preflight.Local(LocalTokenizer(folder(tmp_path / "model", chat_template=TEMPLATE)))
+    asked = [Prompt(prompt_id=f"t{n}", category="c", messages=HELLO) for n in range(5)]
+    loop, ended, told = asyncio.get_running_loop(), threading.Event(), list[int]()
+
+    def done(count: int) -> None:
+        told.append(count)
+        loop.call_soon_threadsafe(task.cancel)
+        assert ended.wait(30)
+
+    task = asyncio.create_task(preflight.tokenized(asked, local, done))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    ended.set()
+    await loop.shutdown_default_executor()
+    assert told == [0]
+
+
+async def test_a_prompt_of_no_tokens_is_refused(tmp_path: Path) -> None:
+    raw = LocalTokenizer(folder(tmp_path / "model"), Templating(apply=False))
+    nothing = Prompt(
+        prompt_id="void", category="c", messages=(Message(role="user", content=" \n"),)
+    )
+    with pytest.raises(UserError, match="prompt void has no tokens"):
+        await preflight.tokenized((nothing,), preflight.Local(raw))
+    with pytest.raises(UserError, match="no prompt has a token"):
+        preflight.probe_ids((nothing,))
 
 
 # ── probe ────────────────────────────────────────────────────────────────────────────────────────
@@ -378,10 +516,36 @@ async def test_a_probe_that_fails_is_the_users_error(answer: object, said: str) 
 
 def test_prompts_that_do_not_fit_are_counted_before_the_run() -> None:
     info = msgspec.structs.replace(SERVER, max_model_len=40)
-    preflight.check_fit(prompts(3, length=16), info, 24)
-    with pytest.raises(UserError, match="3 of 3 prompts do not fit"):
-        preflight.check_fit(prompts(3, length=16), info, 25)
-    preflight.check_fit(prompts(3), SERVER, 10**6)
+    assert preflight.fitting(prompts(3, length=16), info, 24) == (prompts(3, length=16), ())
+    with pytest.raises(UserError, match=r"3 of 3 prompts do not fit: .* up to 41 tokens"):
+        preflight.fitting(prompts(3, length=16), info, 25)
+    assert preflight.fitting(prompts(3), SERVER, 10**6) == (prompts(3), ())
+    assert preflight.fitting((), info, 1) == ((), ())
+
+
+def test_prompts_that_do_not_fit_are_left_out_when_asked() -> None:
+    info = msgspec.structs.replace(SERVER, max_model_len=40)
+    short, *long = prompts(3, length=16)
+    long = [msgspec.structs.replace(p, max_output_tokens=25, category="rag") for p in long]
+    text = Prompt(prompt_id="text", category="c", messages=HELLO)
+    kept, (caveat,) = preflight.fitting((long[0], short, text, long[1]), info, 24, skip=True)
+    assert kept == (short, text)
+    assert caveat.code == "prompts-skipped"
+    assert "2 of 4 prompts do not fit" in caveat.message
+    assert "(2 rag)" in caveat.message
+    with pytest.raises(UserError, match="2 of 2"):
+        preflight.fitting(long, info, 24, skip=True)
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    asked = prompts(2, length=4)
+    greatest = max(max(p.prompt_token_ids or ()) for p in asked)
+    preflight.check_vocabulary(asked, SERVER)
+    preflight.check_vocabulary(asked, msgspec.structs.replace(SERVER, vocabulary=greatest + 1))
+    with pytest.raises(UserError, match=f"holds token id {greatest}"):
+        preflight.check_vocabulary(asked, msgspec.structs.replace(SERVER, vocabulary=greatest))
+    assert max(preflight.probe_ids(asked)) == greatest, "else the server says it of the probe"
+    assert preflight.probe_ids(asked)[0] == (asked[0].prompt_token_ids or array("I"))[-1]
 
 
 def test_open_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,3 +304,28 @@ def test_bodies() -> None:
     assert chat["messages"] == [{"role": "user", "content": "hi"}]
     assert "prompt" not in chat
     assert "seed" not in chat
+
+
+def test_thinking_in_a_field_of_its_own_is_told_apart_in_the_text() -> None:
+    """As the model wrote it: the next turn's template finds the thinking by its tags."""
+    tally = Tally(decode_openai)
+    for delta in (
+        {"role": "assistant", "content": ""},
+        {"reasoning": "h"},
+        {"reasoning_content": "m"},
+        {"content": "a"},
+        {"content": "b"},
+    ):
+        payload = msgspec.json.encode({"choices": [{"delta": delta}]})
+        tally.feed(1.0, b"data: " + payload + b"\n\n")
+    assert tally.answer() == "<think>hm</think>ab"
+
+
+def test_template_arguments_go_to_the_chat_api_alone() -> None:
+    asked = msgspec.structs.replace(REQUEST, template_args={"enable_thinking": False})
+    for wire, sent in ((chat_wire({}), {"enable_thinking": False}), (completions_wire({}), None)):
+        body = msgspec.json.decode(wire.encode(asked, "m", Sampling()))
+        assert body.get("chat_template_kwargs") == sent
+        assert "chat_template_kwargs" not in msgspec.json.decode(
+            wire.encode(REQUEST, "m", Sampling())
+        )

@@ -44,7 +44,7 @@ def tokenizer() -> Tokenizer:
 
 
 def ids_of(text: str) -> U32:
-    """As tokens.local_tokenizer gives them: the templated conversation's ids."""
+    """As tokens.LocalTokenizer gives them: the templated conversation's ids."""
     return array("I", tokenizer().encode(HEAD + text + TAIL, add_special_tokens=False).ids)
 
 
