@@ -16,7 +16,7 @@ import signal
 import sys
 import textwrap
 from array import array
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -34,6 +34,7 @@ from loadgen.types import (
     Engine,
     Matrix,
     OpenLoop,
+    Prompt,
     Recipe,
     Sampling,
     Scenario,
@@ -47,8 +48,10 @@ from loadgen.written import load_label, most_in_flight
 if TYPE_CHECKING:
     from loadgen.breakeven import By
     from loadgen.measure import Job
+    from loadgen.sides import Sides
     from loadgen.sweep import Index
     from reports.live import SweepLive
+    from scenarios.prompts import PromptSet
     from servers.launch import Launched
 
 T = TypeVar("T")
@@ -443,7 +446,7 @@ def sweep_matrix(
     from scenarios import prompts as sets
 
     asked = matrices.read(matrix, sets.scenario, _engines(), repeats=repeat)
-    prompts = {s.name: sets.read(s.dataset) for s in asked.scenarios}
+    prompts = {s.name: _prompts(s.dataset) for s in asked.scenarios}
     cells = matrices.cells(asked, {name: found.prompts for name, found in prompts.items()})
     known = sweep.index(out, cells)
     left = [cell for cell in cells if cell.name not in known.done]
@@ -504,12 +507,13 @@ def _swept(
     from reports.live import SweepLive
 
     summaries: dict[str, Summary] = {}
+    files: dict[str, Path] = {}
     failed: dict[str, str] = {}
 
     def take(cell: Cell, path: Path | None, reason: str) -> None:
         found, why = _cell_summary(path, reason)
-        if found is not None:
-            summaries[cell.name] = found
+        if found is not None and path is not None:
+            summaries[cell.name], files[cell.name] = found, path
         if why:
             failed[cell.name] = why
 
@@ -541,8 +545,24 @@ def _swept(
     finally:
         found = sweep.result(asked.name, cells, summaries, failed, asked.baseline)
         _print(shown.render(replace(_study([], []), sweep=found)))
+        _maps([(files[name], run) for name, run in summaries.items()])
     if not whole or failed:
         raise typer.Exit(1 if whole else 130)
+
+
+def _maps(runs: Sequence[tuple[Path, Summary]]) -> None:
+    """The break-even map of each config against its baseline, where there is one."""
+    from loadgen import sides
+    from reports import breakeven
+
+    try:
+        pairs = sides.swept([run for _, run in runs])
+        path_of = {run.info.run_id: path for path, run in runs}
+        for study in _compared_sides(pairs, path_of, (), force=False, by="category"):
+            print()
+            _print(breakeven.render(study))
+    except UserError as fault:
+        print(f"draftload: no break-even map: {_clean(str(fault))}", file=sys.stderr)
 
 
 def _cell_summary(path: Path | None, reason: str) -> tuple[Summary | None, str]:
@@ -561,7 +581,7 @@ def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
     from loadgen.measure import Attach, Job
     from scenarios import prompts as sets
 
-    server = cell.server
+    server, recipe = cell.server, _recipe(cell.scenario.dataset)
     attach = Attach(
         engine=server.engine,
         model=server.model,
@@ -570,10 +590,12 @@ def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
         metrics_url=server.metrics_url,
         headers=_headers(None, None),
         gpus=server.gpus,
+        token_cache=_token_cache(),
     )
     return Job(
         scenario=cell.scenario,
-        prompts=asked.prompts,
+        prompts=asked.prompts if recipe is None else (),
+        recipe=recipe,
         caveats=asked.caveats,
         warmup=sets.warmup(),
         engines=_engines(),
@@ -1062,6 +1084,22 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
     )
 
 
+def _prompts(dataset: Dataset) -> PromptSet:
+    """The prompts; where they are made for a target's tokenizer, only which there will be."""
+    from scenarios import prompts as sets
+
+    maker = _maker(dataset)
+    if maker is None:
+        return sets.read(dataset)
+    return sets.PromptSet(
+        prompts=tuple(
+            Prompt(prompt_id=f"{category}-{n}", category=category)
+            for category, count in maker.counts(dataset).items()
+            for n in range(count)
+        )
+    )
+
+
 def _maker(dataset: Dataset) -> Any:
     """The module that makes the prompts, where no file holds them; else None."""
     from scenarios import random_control, throughput
@@ -1169,9 +1207,6 @@ def _studies(
 ) -> list[Study]:
     """A study for each server config that is compared with the base."""
     from loadgen import sides
-    from loadgen.breakeven import break_even
-    from loadgen.compare import compare as paired
-    from loadgen.gates import judge
 
     first, others = _runs_at(base), [run for path in spec for run in _runs_at(path)]
     if not others and not base.is_dir():
@@ -1181,8 +1216,25 @@ def _studies(
         )
     path_of = {run.info.run_id: path for path, run in (*first, *others)}
     runs, more = [run for _, run in first], [run for _, run in others]
+    pairs = sides.sides(runs, more) if more else sides.swept(runs)
+    return _compared_sides(pairs, path_of, bounds, force=force, by=by)
+
+
+def _compared_sides(
+    pairs: Sequence[Sides],
+    path_of: Mapping[str, Path],
+    bounds: Sequence[Bound],
+    *,
+    force: bool,
+    by: By | None,
+) -> list[Study]:
+    from loadgen import sides
+    from loadgen.breakeven import break_even
+    from loadgen.compare import compare as paired
+    from loadgen.gates import judge
+
     studies = []
-    for pair in sides.sides(runs, more) if more else sides.swept(runs):
+    for pair in pairs:
         both = [sides.joined(side, force=force) for side in pair]
         found = paired(*both, force=force)
         paths = [path_of[name] for name in (*found.base_runs, *found.spec_runs)]

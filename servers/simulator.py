@@ -390,6 +390,7 @@ ENGINE = replace(
     describe=describe,
     methods=tuple(NAMES),
     command=command,
+    help=lambda config: [],  # of our own version
     verified="simulated: no engine, its figures follow from its settings",
 )
 
