@@ -17,10 +17,10 @@ from loadgen.matrix import cells, config_differences, read
 from loadgen.types import Cell, ClosedLoop, Matrix, Sampling, Stop
 from loadgen.written import line_of
 from scenarios import prompts as sets
-from servers import llamacpp, simulator
+from servers import llamacpp, sglang, simulator, trtllm
 from servers import openai as generic
 
-ENGINES = {e.name: e for e in (simulator.ENGINE, llamacpp.ENGINE, generic.ENGINE)}
+ENGINES = {m.ENGINE.name: m.ENGINE for m in (simulator, llamacpp, sglang, trtllm, generic)}
 MATRICES = Path(simulator.__file__).parent / "configs" / "matrices"
 
 NONE = """
