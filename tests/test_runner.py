@@ -150,7 +150,7 @@ async def test_known_stream(truth: Truth) -> None:
 
 
 async def test_duration_sends_nothing_new_and_drains(truth: Truth) -> None:
-    records, reason, _ = await go(truth(20, 5, 1), scenario(4, duration_s=0.3))
+    records, reason, _ = await go(truth(20, 5, 1), scenario(4, duration_s=1.0))
     assert reason == "completed"
     done = requests(records)
     assert len(done) > 12, "prompts come again until the time is up"
