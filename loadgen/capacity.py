@@ -67,7 +67,7 @@ def capacity(
         for kind in (True, False)
         if any(_closed(p) is kind for s in group for p in s.phases)
     ]
-    if all(config.border == "unknown" for config in configs):
+    if all(load.inside is None for config in configs for load in config.loads):
         whys = dict.fromkeys(load.why for config in configs for load in config.loads)
         raise UserError(
             f"no run tells whether {' and '.join(b.text for b in bounds)} holds: "
@@ -186,7 +186,7 @@ def _config(
         runs=tuple(s.info.run_id for s in runs),
         loads=loads,
         border="unknown"
-        if not known
+        if inside is None and (not known or loads[0] is not known[0])
         else "below"
         if inside is None
         else "between"

@@ -86,7 +86,10 @@ def _carries(config: ConfigCapacity, name: str) -> str:
     if config.holds is None:
         lowest = config.loads[0].load
         below = f"no measured load {name} (the lowest, {lowest}, is outside)"
-        return below if config.border == "below" else f"not known {name}"
+        if config.border == "below":
+            return below
+        less = f"; {config.fails.load} is outside" if config.fails is not None else ""
+        return f"not known {name} (lower loads could not be judged{less})"
     much = f"{units.figure(config.requests_per_s_per_gpu)} requests/s a {unit}"
     if config.users_per_gpu is not None:
         much = f"{units.amount(config.users_per_gpu)} users a {unit}"

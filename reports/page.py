@@ -47,6 +47,7 @@ V = TypeVar("V")
 PROSE = 110
 """Longer lines of prose are hard to follow, however wide the page is."""
 WIDEST_NAME = 24
+FEW_VALUES = 6
 WIDEST_PLOT = 31
 WIDEST_BAR = 16
 FEW_STEPS = 30
@@ -363,7 +364,10 @@ def header(runs: Sequence[tuple[str, RunInfo]], width: int) -> Section:
         if all(known[key] == value for _, known in every):
             rows[key] = value
         else:
-            rows |= {f"{key} {label}": known[key] for label, known in every}
+            said = grouped((known[key], label) for label, known in every)
+            if len(said) > FEW_VALUES:  # such as when each of many runs started
+                said = {f"{next(iter(said))} … {[*said][-1]}": ["of all"]}
+            rows |= {f"{key} {_labels(labels)}": value for value, labels in said.items()}
     rows = {key: value for key, value in rows.items() if value}
     indent = max(map(len, rows)) + 2
     section: Section = []
@@ -372,6 +376,17 @@ def header(runs: Sequence[tuple[str, RunInfo]], width: int) -> Section:
     for line in section:
         line.stylize("dim", 0, indent)
     return section
+
+
+def _labels(labels: Sequence[str]) -> str:
+    """'base', '[2]', '[1–3, 7]': the runs that share a fact."""
+    numbers = [int(found[1]) for label in labels if (found := re.fullmatch(r"\[(\d+)\]", label))]
+    if len(numbers) < max(len(labels), 2):
+        return " ".join(labels)
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    spans = (str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
+    return f"[{', '.join(spans)}]"
 
 
 # ── acceptance ───────────────────────────────────────────────────────────────────────────────────

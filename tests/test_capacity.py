@@ -127,6 +127,15 @@ def test_every_bound_must_hold() -> None:
     assert config.fails.figures == pytest.approx((0.1, 0.05, 20))
 
 
+def test_a_load_that_could_not_be_judged_may_still_hold() -> None:
+    """5 requests tell no p95: c=1 is not known to be outside because c=8 is."""
+    few = run([phase(1, [request(0.1)] * 5), phase(8, [request(2.0)] * 40)])
+    config = only(sizing.capacity([few], SLO))
+    assert (config.border, config.holds) == ("unknown", None)
+    assert config.fails is not None
+    assert config.fails.load == "c=8"
+
+
 def test_a_border_that_comes_twice_is_told() -> None:
     ttfts = {8: 0.1, 32: 0.9, 64: 0.2}
     summary = run([phase(c, [request(t)] * 40) for c, t in ttfts.items()])
