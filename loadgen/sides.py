@@ -103,7 +103,9 @@ def _config(info: RunInfo) -> tuple[Any, ...]:
     s = info.server
     config = None if s.config is None else msgspec.structs.replace(s.config, port=0)
     where = s.url if config is None else msgspec.json.encode(config, order="deterministic")
-    return s.engine, s.version, s.model, s.api, s.state, s.draft_depth, s.spec_reported, where
+    # What llama.cpp reports it reports once it has served a request: not from the first cell on.
+    told = (s.draft_depth, s.spec_reported) if s.config is None else ()
+    return s.engine, s.version, s.model, s.api, s.state, *told, where
 
 
 def _by_config(runs: Iterable[Summary]) -> list[list[Summary]]:

@@ -82,6 +82,12 @@ def test_where_all_are_of_one_config_the_first_is_the_base() -> None:
     assert ids(sides([first], [first])) == [("e0", "e0")]
 
 
+def test_what_a_launched_server_reports_only_later_makes_no_other_side() -> None:
+    """llama.cpp tells its method once it has served a request: unknown in a sweep's first cell."""
+    first, later = info("ngram", "a", spec_reported=None), info("ngram", "b", 1)
+    assert ids(sides([run(info(None, "base"))], [run(first), run(later)])) == [("base", "a b")]
+
+
 def test_another_version_is_another_side() -> None:
     old, new = run(info("eagle3", "old")), run(info("eagle3", "new", version="2"))
     again = run(info("eagle3", "again", 5))
