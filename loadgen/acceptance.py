@@ -55,9 +55,7 @@ def acceptance(
     disproved = chunks_disproved(records, engine, depth)
     steps = [None if disproved else steps_of(r, engine) for r in records]
     sources = []
-    told = [r.spec is not None for r in records]
-    # A one-token answer has no decode step, and SGLang then sends no figures.
-    if any(told) and all(t or r.osl_tokens <= 1 for t, r in zip(told, records, strict=True)):
+    if any(r.spec for r in records) and all(r.spec or _nothing_to_tell(r) for r in records):
         total = summed(r.spec for r in records if r.spec is not None)
         if _told(records) is None:
             total = _known(total, state)
@@ -136,10 +134,14 @@ def _told(records: Sequence[RequestRecord]) -> list[int] | None:
     """
     if any(r.step_tokens is not None for r in records) or not any(r.spec for r in records):
         return None
-    # A one-token answer has no decode step, and SGLang then sends no figures.
-    told = [(0 if r.osl_tokens <= 1 else None) if r.spec is None else r.spec.steps for r in records]
+    told = [0 if _nothing_to_tell(r) else r.spec.steps if r.spec else None for r in records]
     known = [steps for steps in told if steps is not None]
     return known if len(known) == len(records) else None
+
+
+def _nothing_to_tell(record: RequestRecord) -> bool:
+    """A one-token answer has no decode step, and SGLang then sends no figures."""
+    return record.spec is None and record.osl_tokens <= 1
 
 
 def _decoded(
@@ -302,10 +304,6 @@ def _confirmed(records: Sequence[RequestRecord], depth: int | None) -> bool:
     return depth is not None and all(
         r.spec is not None and r.spec.accepted_tokens is not None for r in records
     )
-
-
-def _timed(records: Sequence[RequestRecord]) -> bool:
-    return all(r.step_tokens is not None for r in records)
 
 
 def _steps_source(records: Sequence[RequestRecord]) -> str:

@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from servers.launch import Launched
 
 T = TypeVar("T")
-Format = Literal["table", "json"]
 
 app = typer.Typer(
     name="draftload",

@@ -33,7 +33,15 @@ from loadgen.types import (
     Usage,
     Wire,
 )
-from loadgen.written import chain_depth, known_method, known_options
+from loadgen.written import (
+    Drafter,
+    chain_depth,
+    drafter_fits,
+    flags,
+    known_method,
+    known_options,
+    refuse_ours,
+)
 from servers.series import amount, rows, total
 
 GENERATED = "sglang:generation_tokens_total"
@@ -330,7 +338,7 @@ class Method:
 
     algorithm: str
     options: str
-    draft_model: Literal["required", "optional", "none"] = "required"
+    draft_model: Drafter = "required"
 
 
 # token_map (a pruned draft vocabulary) is not among eagle3's: its heads bring their own, and
@@ -383,11 +391,7 @@ def command(config: ServerConfig, port: int) -> list[str]:
     argv += ["--max-running-requests", str(config.max_running), "--disable-radix-cache"]
     argv += ["--enable-metrics", "--enable-cache-report", "--stream-interval", "1"]
     argv += ["--decode-log-interval", str(DECODE_LOG_INTERVAL)]
-    for flag, value in (
-        ("--served-model-name", config.name),
-        ("--context-length", config.max_model_len),
-    ):
-        argv += [] if value is None else [flag, str(value)]
+    argv += flags({"--served-model-name": config.name, "--context-length": config.max_model_len})
     if config.spec is not None:
         argv += speculation(config.spec)
     return [*argv, *config.extra_args]
@@ -397,26 +401,24 @@ def speculation(spec: SpecConfig) -> list[str]:
     """The flags of one method. UserError: unknown, missing or contradicting settings."""
     method = METHODS[known_method(spec, tuple(METHODS), "sglang")]
     where = f"sglang, method '{spec.method}'"
-    for key in spec.options:
-        if (ours := _OURS.get(key.removeprefix("speculative_"))) is not None:
-            raise UserError(f"{where}, '{key}': this is '{ours}' of the [spec] table itself.")
+    refuse_ours(spec, _OURS | {f"speculative_{key}": ours for key, ours in _OURS.items()}, "sglang")
     if spec.method == "eagle3" and "token_map" in spec.options:
         raise UserError(
             f"{where} has no token_map: SGLang ignores it there, as an EAGLE-3 head brings its own "
             "draft vocabulary. Give another head as draft_model, or use method 'eagle'."
         )
     options = known_options(spec, frozenset(method.options.split()), "sglang")
-    if spec.draft_model is None and method.draft_model == "required":
-        raise UserError(f"{where}: expected draft_model, the drafter's id or path.")
-    if spec.draft_model is not None and method.draft_model == "none":
-        raise UserError(f"{where} has no draft model; leave draft_model out.")
-    flags = ["--speculative-algorithm", method.algorithm]
-    if spec.draft_model is not None:
-        flags += ["--speculative-draft-model-path", spec.draft_model]
-    flags += _window(spec, options, where)
+    drafter_fits(spec, method.draft_model, "sglang")
+    argv = flags(
+        {
+            "--speculative-algorithm": method.algorithm,
+            "--speculative-draft-model-path": spec.draft_model,
+        }
+    )
+    argv += _window(spec, options, where)
     for key, value in options.items():
-        flags += _option(where, key, value)
-    return flags
+        argv += _option(where, key, value)
+    return argv
 
 
 def _window(spec: SpecConfig, options: dict[str, Any], where: str) -> list[str]:
@@ -430,8 +432,8 @@ def _window(spec: SpecConfig, options: dict[str, Any], where: str) -> list[str]:
     if _whole(topk) is None or topk < 1:
         raise UserError(f"{where}: option eagle_topk = {topk!r}: expected a whole number from 1.")
     depth, drafted = _tree(spec, topk, where) if topk > 1 else _chain(spec, where)
-    flags = ["--speculative-num-steps", str(depth), "--speculative-eagle-topk", str(topk)]
-    return [*flags, "--speculative-num-draft-tokens", str(drafted + 1)]
+    argv = ["--speculative-num-steps", str(depth), "--speculative-eagle-topk", str(topk)]
+    return [*argv, "--speculative-num-draft-tokens", str(drafted + 1)]
 
 
 def _chain(spec: SpecConfig, where: str) -> tuple[int, int]:
