@@ -1,0 +1,202 @@
+"""A metrics page: sums kept by hand, text in Prometheus' format 0.0.4, and a thread that serves it.
+
+Who counts adds to a Page; `text` is built when asked for, once a tick, and the thread hands out the
+last one built: a scrape costs the event loop nothing. A series' name and labels are written once,
+when it first counts. Must not: know what is measured, raise while a run goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal, Self
+
+from loadgen.errors import UserError
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+HANGS_S = 5.0
+"""A client that sends or takes nothing for so long is let go."""
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One metric. `buckets` are a histogram's upper bounds, rising, without +Inf."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+@dataclass(slots=True)
+class _Series:
+    """`heads` are the beginnings of its lines, `counts` what stands behind them."""
+
+    heads: tuple[str, ...]
+    counts: list[float]
+
+
+@dataclass
+class Page:
+    """Families in the order of the page, and their series in the order in which they came."""
+
+    families: Sequence[Family]
+    _series: dict[str, dict[tuple[str, ...], _Series]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._series = {family.name: {} for family in self.families}
+
+    def add(self, family: Family, labels: Labels, amount: float = 1.0) -> None:
+        """Count on."""
+        self._of(family, labels).counts[0] += amount
+
+    def set(self, family: Family, labels: Labels, value: float) -> None:
+        """What a gauge stands at."""
+        self._of(family, labels).counts[0] = value
+
+    def observe(self, family: Family, labels: Labels, values: Iterable[float]) -> None:
+        """A histogram's values. Its counts are kept by bucket and summed up in the text."""
+        counts, bounds = self._of(family, labels).counts, family.buckets
+        total = 0.0
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            total += value
+        counts[-1] += total
+
+    def clear(self, *families: Family) -> None:
+        """Forget the series of these families, or of all."""
+        for family in families or self.families:
+            self._series[family.name].clear()
+
+    def __len__(self) -> int:
+        """How many lines carry a value."""
+        return sum(len(s.heads) for rows in self._series.values() for s in rows.values())
+
+    def text(self) -> bytes:
+        """The page."""
+        lines: list[str] = []
+        for family in self.families:
+            rows = self._series[family.name]
+            if not rows:
+                continue
+            said = family.help.replace("\\", "\\\\").replace("\n", "\\n")
+            lines.append(f"# HELP {family.name} {said}\n# TYPE {family.name} {family.kind}")
+            for series in rows.values():
+                if family.kind == "histogram":
+                    lines += _histogram(series)
+                else:
+                    lines.append(series.heads[0] + _number(series.counts[0]))
+        lines.append("")
+        return "\n".join(lines).encode()
+
+    def _of(self, family: Family, labels: Labels) -> _Series:
+        rows, key = self._series[family.name], tuple(labels.values())
+        found = rows.get(key)
+        if found is None:
+            size = len(family.buckets) + 2 if family.kind == "histogram" else 1
+            found = rows[key] = _Series(_heads(family, labels), [0.0] * size)
+        return found
+
+
+def _heads(family: Family, labels: Labels) -> tuple[str, ...]:
+    pairs = [f'{name}="{escaped(value)}"' for name, value in labels.items()]
+    if family.kind != "histogram":
+        return (f"{family.name}{_braced(pairs)} ",)
+    bounds = [f'le="{bound}"' for bound in (*map(_number, family.buckets), "+Inf")]
+    named = [f"{family.name}_bucket{_braced([*pairs, bound])} " for bound in bounds]
+    return (*named, f"{family.name}_sum{_braced(pairs)} ", f"{family.name}_count{_braced(pairs)} ")
+
+
+def _braced(pairs: Sequence[str]) -> str:
+    return "{" + ",".join(pairs) + "}" if pairs else ""
+
+
+def _histogram(series: _Series) -> list[str]:
+    """`counts`: one a bucket, +Inf's, then the sum of the values."""
+    lines, below = [], 0.0
+    *heads, sum_head, count_head = series.heads
+    for head, count in zip(heads, series.counts[:-1], strict=True):
+        below += count
+        lines.append(head + _number(below))
+    return [*lines, sum_head + _number(series.counts[-1]), count_head + _number(below)]
+
+
+def _number(value: float) -> str:
+    value = float(value)
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def escaped(value: str) -> str:
+    """A label's value, as the format has it."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+# ── serving ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Served:
+    """GET /metrics answers with what `show` was last given. Use as a context manager.
+
+    UserError: the address cannot be had. Port 0 takes a free one; `port` tells which.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._text = b""
+        served = self
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = HANGS_S
+
+            def do_GET(self) -> None:
+                served.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                """Nothing: stderr is the live view's."""
+
+        try:
+            self._server = _Server((host, port), Handler)
+        except (OSError, OverflowError) as fault:
+            raise UserError(
+                f"The metrics page cannot be served on {host}:{port}: {fault}. Expected an address "
+                "of this machine and a free port. Give another to --prometheus-port, or stop what "
+                "holds it."
+            ) from None
+        self.port: int = self._server.server_address[1]
+        self.scrapes = 0
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def show(self, text: bytes) -> None:
+        """What the next scrapes get."""
+        self._text = text
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """One GET, in a thread of its own."""
+        path = request.path.partition("?")[0]
+        found = path in ("/metrics", "/")
+        body = self._text if found else b"The metrics are at /metrics.\n"
+        request.send_response(200 if found else 404)
+        request.send_header("Content-Type", MEDIA_TYPE if found else "text/plain")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+        self.scrapes += found
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_: object) -> None:
+        """A scraper that went away is its own affair."""
