@@ -191,7 +191,8 @@ class Settings:
     `conditional[category][j]`: probability that draft position j + 1 is accepted given that j was,
     `draft_depth` of them, with a row "default". `coverage`: probability that a step has a draft.
     `time_scale` multiplies every time: 2 plays twice as slowly, 0.5 twice as fast, 0 does not wait.
-    `noise`: standard deviation of the logarithm of a factor on step time, drawn once a run.
+    `noise`: standard deviation of the logarithm of a factor on step time, drawn once a start of
+    the server; `start` tells starts apart.
     `prefill_budget`: tokens a step at most, decoding first. `kv_tokens` 0: what the memory holds.
     `mean_output_tokens`: where an answer ends by itself. `incremental`: SGLang's /generate streams
     what is new instead of all so far. `prompts`: JSONL rows with `category` and `turns`, to tell
@@ -213,6 +214,7 @@ class Settings:
     max_model_len: int = 8192
     mean_output_tokens: float = 200.0
     seed: int = 0
+    start: int = 0
     per_request_metrics: bool = True
     incremental: bool = False
     prompts: Path = BUILTIN
@@ -513,6 +515,7 @@ class Batch:
         self.window = (0, 0)  # SGLang's gauges: accepted tokens and steps at the last report
         self.shown = (0.0, 0.0)
         identity = f"{settings.seed}/{settings.model}/{settings.method}/{settings.draft_depth}"
+        identity += f"/{settings.start}"
         self.factor = math.exp(random.Random(identity).gauss(0.0, settings.noise))
         self._prefixes: dict[int, None] = {}
         self._step: tuple[list[Answer], list[Answer], dict[str, Any]] = ([], [], {})

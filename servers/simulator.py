@@ -325,7 +325,8 @@ def app(settings: Settings) -> web.Application:
 
 
 def parsed(argv: Sequence[str] | None = None) -> tuple[str, int, Settings]:
-    """Host, port and settings of a command line: a flag for every number in Settings."""
+    """Host, port and settings of a command line: a flag for every number in Settings. Unless it
+    names its `start`, each has run-level noise of its own, as on a machine."""
     parser = argparse.ArgumentParser("servers.simulator", argument_default=argparse.SUPPRESS)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
@@ -338,7 +339,7 @@ def parsed(argv: Sequence[str] | None = None) -> tuple[str, int, Settings]:
             parser.add_argument(flag, type=type(setting.default))
         elif setting.default is False:
             parser.add_argument(flag, action="store_true")
-    given = vars(parser.parse_args(argv))
+    given = {"start": time.time_ns()} | vars(parser.parse_args(argv))
     return given.pop("host"), given.pop("port"), preset(given.pop("spec"), **given)
 
 

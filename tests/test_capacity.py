@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,8 @@ from loadgen.types import (
     Summary,
     Throughput,
 )
+from servers.simulated import BUILTIN, Batch, preset
+from tests.played import as_sent, play
 from tests.records import run_info
 
 change = msgspec.structs.replace
@@ -99,6 +103,60 @@ def test_a_border_lies_between_the_two_measured_loads_about_it(border: float) ->
     assert (config.fails and config.fails.load) == (f"c={above[0]}" if above else None)
     expected = "below" if not below else "between" if above else "at least"
     assert config.border == expected
+
+
+@cache
+def played(method: str, c: int) -> PhaseSummary:
+    """A load on the simulated 70b, in the simulator's own time."""
+    settings = preset(method, model="70b", noise=0.0, max_running=512)
+    rows = [msgspec.json.decode(row) for row in BUILTIN.read_bytes().splitlines()[:22]]
+    prompts = [as_sent(rows[i % len(rows)]["turns"][0]) for i in range(max(40, 4 * c))]
+    answers = play(Batch(settings), prompts, c, limit=48, apart_s=0.001).answers
+    each = [
+        request(
+            a.first_at - a.asked_at,
+            tpot_s=(a.last_at - a.first_at) / (a.sent - 1),
+            e2el_s=a.last_at - a.asked_at,
+        )
+        for a in answers
+        if a.sent > 1
+    ]
+    return phase(c, each)
+
+
+@pytest.mark.parametrize("method", ["none", "eagle3"])
+@pytest.mark.parametrize(
+    ("slo", "metric", "rank", "sign"),
+    [
+        ("user_tokens_per_s_p50>=40", "user_tokens_per_s", 50, -1),
+        ("ttft_p95<=300ms", "ttft_s", 95, 1),
+    ],
+)
+def test_the_border_of_the_simulated_engine_lies_between_the_loads_named(
+    method: str, slo: str, metric: str, rank: int, sign: int
+) -> None:
+    """The engine's own border is where the SLO stops to hold, by playing loads in between."""
+    limit = {"ttft_s": 0.3, "user_tokens_per_s": 40.0}[metric]
+
+    def inside(c: int) -> bool:
+        values = [one.values[metric] for one in played(method, c).each]
+        return sign * (float(np.percentile(values, rank)) - limit) <= 0
+
+    low, high = 1, 512
+    assert inside(low)
+    assert not inside(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if inside(middle) else (low, middle)
+    loads = (*LADDER, 512)
+    config = only(sizing.capacity([run([played(method, c) for c in loads])], (slo,)))
+    assert config.holds
+    assert config.fails
+    assert (config.border, config.holds.load) == (
+        "between",
+        f"c={max(c for c in loads if c <= low)}",
+    )
+    assert config.fails.load == f"c={min(c for c in loads if c >= high)}"
 
 
 def test_the_order_of_runs_and_loads_tells_nothing() -> None:

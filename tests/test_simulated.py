@@ -155,7 +155,7 @@ def test_time_scale_multiplies_times_and_noise_is_a_factor_of_the_run() -> None:
         )
     assert spans[2.0, 0] == pytest.approx(2 * spans[1.0, 0])
     assert spans[0.5, 0] == pytest.approx(spans[1.0, 0] / 2)
-    factors = [Batch(preset("none", seed=s, noise=0.05)).factor for s in range(200)]
+    factors = [Batch(preset("none", start=s, noise=0.05)).factor for s in range(200)]
     assert len(set(factors)) == 200
     assert 0.85 < min(factors) < 0.95 < 1.05 < max(factors) < 1.18
     assert Batch(preset("none", noise=0.0)).factor == 1.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -35,6 +34,7 @@ from loadgen.types import (
     Throughput,
 )
 from servers.simulated import BUILTIN, Answer, Batch, Settings, encode, preset
+from tests.played import play
 from tests.records import record, run_info
 
 change = msgspec.structs.replace
@@ -317,24 +317,11 @@ def played(model: str, method: str, k: int, c: int) -> PhaseSummary:
     settings = Settings(model=model, noise=0.0, max_running=512)
     if k:
         settings = preset(method, k, model=model, noise=0.0, max_running=512)
-    batch, now = Batch(settings), 0.0
+    batch = Batch(settings)
     rows = [msgspec.json.decode(row) for row in BUILTIN.read_bytes().splitlines()]
     prompts = [array("I", encode(row["turns"][0])) for row in rows]
-    queue = deque(prompts[i % len(prompts)] for i in range(max(len(prompts), 4 * c)))
-    live: set[Answer] = set()
-    done: list[Answer] = []
-    while queue or live:
-        while queue and len(live) < c:
-            answer = Answer(batch, queue.popleft(), limit=48, ignore_eos=False)
-            batch.waiting[answer] = None
-            answer.asked_at = now
-            live.add(answer)
-        now += batch.plan()
-        batch.finish(now)
-        ended = {answer for answer in live if answer.ended}
-        live -= ended
-        done += ended
-    return told(batch, c, k, done)
+    asked = [prompts[i % len(prompts)] for i in range(max(len(prompts), 4 * c))]
+    return told(batch, c, k, play(batch, asked, c, limit=48).answers)
 
 
 def told(batch: Batch, c: int, k: int, done: Sequence[Answer]) -> PhaseSummary:
