@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -48,6 +49,8 @@ PROSE = 110
 """Longer lines of prose are hard to follow, however wide the page is."""
 WIDEST_NAME = 24
 FEW_VALUES = 6
+MOST_FILES = 3
+"""More run files of one side and folder are named by the first and the last."""
 WIDEST_PLOT = 31
 WIDEST_BAR = 16
 FEW_STEPS = 30
@@ -588,6 +591,13 @@ def _places(places: Iterable[tuple[str, str]]) -> str:
 def paths(study: Study, labels: Iterable[str]) -> Section:
     """Where the figures come from: `labels` are those of the runs."""
     section: Section = []
-    for path, label in zip(study.paths, labels, strict=False):
-        section += wrapped(path, study.width, f"run file {label}".strip() + " ", "  ", "dim")
+    for label, files in grouped(zip(labels, map(PurePath, study.paths), strict=False)).items():
+        folders = dict.fromkeys(file.parent for file in files)
+        if len(files) > MOST_FILES and len(folders) == 1:
+            text = f"{files[0].parent}/: {len(files)}, from {files[0].name} to {files[-1].name}"
+            section += wrapped(text, study.width, f"run files {label}".strip() + " ", "  ", "dim")
+            continue
+        for file in files:
+            head = f"run file {label}".strip() + " "
+            section += wrapped(str(file), study.width, head, "  ", "dim")
     return section

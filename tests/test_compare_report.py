@@ -238,3 +238,15 @@ def test_control_characters_never_reach_the_page() -> None:
 def test_no_line_is_wider_than_the_page(width: int, text: str) -> None:
     page = render(hostile(compared(width), text))
     assert max(cell_len(line) for line in page.split("\n")) <= width
+
+
+def test_many_run_files_of_a_side_are_named_by_the_first_and_the_last() -> None:
+    study = compared()
+    found = comparison(study)
+    more = change(found, base_runs=("a", "b", "c", "d"), spec_runs=("e",))
+    names = [f"runs/{name}.jsonl" for name in "abcde"]
+    said = render(replace(study, comparison=more, paths=tuple(names)))
+    assert "run files base runs/: 4, from a.jsonl to d.jsonl\n" in said
+    assert "run file spec runs/e.jsonl" in said
+    apart = (names[0], *(f"other/{name}.jsonl" for name in "bcd"), names[4])
+    assert "run file base other/d.jsonl" in render(replace(study, comparison=more, paths=apart))
