@@ -608,7 +608,7 @@ def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
 
 @app.command(short_help="Reports from run files; never talks to a server.")
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run files.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run files, or a folder of them.")],
     format_name: FormatName = "table",
 ) -> None:
     """Any report from run files; never talks to a server.
@@ -687,7 +687,10 @@ def compare(
 
 @app.command(short_help="Draft length by load, as a schedule that the engine reads.")
 def advise(
-    runs: Annotated[list[Path], typer.Argument(help="Run files: without speculation and with.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run files without speculation and with, or a sweep's folder."),
+    ],
     format_name: FormatName = "table",
 ) -> None:
     """What a step costs and which draft length to use at each load, from runs at two k or more.
@@ -701,14 +704,17 @@ def advise(
     from reports import as_json
 
     _format(format_name)
-    summaries = [_summary(path) for path in runs]
-    study = replace(_study(summaries, runs), advice=stepcost.advise(summaries))
+    study = _study(*_all_runs(runs))
+    study = replace(study, advice=stepcost.advise(study.summaries))
     _print({"table": as_advice.render, "json": as_json.render}[format_name](study))
 
 
 @app.command(short_help="The highest load inside an SLO; servers, GPUs and cost for a rate.")
 def capacity(
-    runs: Annotated[list[Path], typer.Argument(help="Run files, of one server config or several.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run files of one server config or several, or their folder."),
+    ],
     slo: Annotated[
         list[str], typer.Option("--slo", help="Bound such as ttft_p95<=500ms, repeatable.")
     ],
@@ -729,23 +735,23 @@ def capacity(
     A bound with a statistic (ttft_p95, tpot_p99, user_tokens_per_s_p50) bounds a load; one without
     (ttft_s<=0.5) is a limit of each request, which goodput counts.
 
-    Example: draftload capacity runs/*.jsonl --slo 'ttft_p95<=500ms' --slo 'tpot_p99<=40ms' --rps 50
+    Example: draftload capacity runs --slo 'ttft_p95<=500ms' --slo 'tpot_p99<=40ms' --rps 50
     """
     from loadgen import capacity as sizing
     from reports import as_json
     from reports import capacity as as_capacity
 
     _format(format_name)
-    summaries = [_summary(path) for path in runs]
+    study = _study(*_all_runs(runs))
     found = sizing.capacity(
-        summaries,
+        study.summaries,
         slo,
         rps=rps,
         mix=sizing.mix_of(mix) if mix is not None else None,
         gpu_price_per_h=gpu_price,
         headroom=headroom,
     )
-    study = replace(_study(summaries, runs), capacity=found)
+    study = replace(study, capacity=found)
     _print({"table": as_capacity.render, "json": as_json.render}[format_name](study))
 
 
@@ -1188,9 +1194,9 @@ def _summary(path: Path) -> Summary:
 def _report(paths: Sequence[Path], format_name: str) -> list[Summary]:
     from reports import as_json, table
 
-    summaries = [_summary(path) for path in paths]
+    summaries, files = _all_runs(paths)
     render = {"table": table.render, "json": as_json.render}[format_name]
-    _print(render(_study(summaries, paths)))
+    _print(render(_study(summaries, files)))
     return summaries
 
 
@@ -1246,6 +1252,12 @@ def _compared_sides(
             )
         )
     return studies
+
+
+def _all_runs(paths: Sequence[Path]) -> tuple[list[Summary], list[Path]]:
+    """The runs of files and folders, and each one's file."""
+    found = [pair for path in paths for pair in _runs_at(path)]
+    return [run for _, run in found], [file for file, _ in found]
 
 
 def _runs_at(path: Path) -> list[tuple[Path, Summary]]:

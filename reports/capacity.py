@@ -92,7 +92,8 @@ def _carries(config: ConfigCapacity, name: str) -> str:
         return f"not known {name} (lower loads could not be judged{less})"
     much = f"{units.figure(config.requests_per_s_per_gpu)} requests/s a {unit}"
     if config.users_per_gpu is not None:
-        much = f"{units.amount(config.users_per_gpu)} users a {unit}"
+        users = units.amount(config.users_per_gpu)
+        much = f"{users} {'user' if users == '1' else 'users'} a {unit}"
     rest = "the highest measured" if config.fails is None else f"{config.fails.load} does not"
     return f"{least}{much} {name} ({config.holds.load} holds, {rest})"
 

@@ -49,6 +49,7 @@ PROSE = 110
 """Longer lines of prose are hard to follow, however wide the page is."""
 WIDEST_NAME = 24
 FEW_VALUES = 6
+MOST_RUNS = 6
 MOST_FILES = 3
 """More run files of one side and folder are named by the first and the last."""
 WIDEST_PLOT = 31
@@ -360,7 +361,8 @@ def templated(templating: Templating) -> list[str]:
 
 
 def header(runs: Sequence[tuple[str, RunInfo]], width: int) -> Section:
-    """Facts that all runs share once, others a line a run, under the run's label."""
+    """Facts that all runs share once, others a line a run, under the run's label; of many runs
+    each value once, as which of them has it tells nobody anything."""
     every = [(label, facts(info)) for label, info in runs]
     rows: dict[str, str] = {}
     for key, value in every[0][1].items():
@@ -370,7 +372,10 @@ def header(runs: Sequence[tuple[str, RunInfo]], width: int) -> Section:
             said = grouped((known[key], label) for label, known in every)
             if len(said) > FEW_VALUES:  # such as when each of many runs started
                 said = {f"{next(iter(said))} … {[*said][-1]}": ["of all"]}
-            rows |= {f"{key} {_labels(labels)}": value for value, labels in said.items()}
+            if len(runs) > MOST_RUNS:
+                rows[key] = "; ".join(filter(None, said))
+            else:
+                rows |= {f"{key} {_labels(labels)}": value for value, labels in said.items()}
     rows = {key: value for key, value in rows.items() if value}
     indent = max(map(len, rows)) + 2
     section: Section = []

@@ -28,7 +28,18 @@ from loadgen.types import (
     Study,
     Summary,
 )
-from reports.page import Column, bar, clean, facts, grid, listed, speculation, whiskers, wrapped
+from reports.page import (
+    Column,
+    bar,
+    clean,
+    facts,
+    grid,
+    header,
+    listed,
+    speculation,
+    whiskers,
+    wrapped,
+)
 from reports.table import render, verdict
 from tests.studies import (
     blank_study,
@@ -455,3 +466,13 @@ def test_what_the_server_reports_is_said_once(
 
 def test_lists_in_words() -> None:
     assert [listed(["a", "b", "c"][:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+def test_of_many_runs_the_header_says_each_value_once() -> None:
+    """Which of a sweep's files has a value tells nobody anything; when they began is a span."""
+    one = single().summaries[0].info
+    began = [f"2026-11-24T11:0{n}:00Z" for n in range(8)]
+    runs = [(f"[{n}]", msgspec.structs.replace(one, started_at=at)) for n, at in enumerate(began)]
+    said = [line.plain for line in header(runs, 100)]
+    assert not any("[" in line for line in said)
+    assert said[-1].split() == ["started", began[0], "…", began[-1]]
