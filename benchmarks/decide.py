@@ -44,6 +44,9 @@ from tests.played import Played, as_sent, play
 
 MATRIX = Path(__file__).parents[1] / "servers" / "configs" / "matrices" / "simulator-70b.toml"
 APART_S = 0.001  # runner.RAMP_S: streams join one after the other
+# From the end of an answer to the stream's next request at the server. That a step has begun by
+# then matters (5 % of user speed at 128 streams); how long it takes, from 0.3 to 1 ms, does not.
+TURN_S = 0.0003
 
 
 # ── the truth ────────────────────────────────────────────────────────────────────────────────────
@@ -70,6 +73,7 @@ def truth(path: Path) -> Truth:
         load.concurrency,
         limit=run.info.scenario.sampling.max_output_tokens,
         apart_s=APART_S,
+        turn_s=TURN_S,
     )
     return played, tuple(r.category for r in requests)
 

@@ -34,28 +34,38 @@ def as_sent(text: str) -> U32:
 
 
 def play(
-    batch: Batch, prompts: Sequence[U32], streams: int, *, limit: int, apart_s: float = 0.0
+    batch: Batch,
+    prompts: Sequence[U32],
+    streams: int,
+    *,
+    limit: int,
+    apart_s: float = 0.0,
+    turn_s: float = 0.0,
 ) -> Played:
-    """All prompts in turn, `streams` at a time, which join one after the other, `apart_s` apart."""
+    """All prompts in turn, `streams` at a time, which join one after the other, `apart_s` apart.
+
+    `turn_s` pass from an answer's end to the stream's next request, one stream after the other:
+    of 10 that end with a step the last asks again after 10 × turn_s.
+    """
     queue, answers, emitted = deque(prompts), list[Answer](), list[tuple[float, int]]()
+    asking = deque(n * apart_s for n in range(streams))  # when streams ask next, in order
     live: set[Answer] = set()
     now = full_from = full_to = 0.0
-    joined = 0
-    while queue or live:
-        while joined < streams and joined * apart_s <= now:
-            joined += 1
-        while queue and len(live) < joined:
-            answers.append(_ask(batch, queue.popleft(), limit, now, emitted))
-            live.add(answers[-1])
-            full_to = now
-        if joined == streams and not full_from:
-            full_from = now
+    while live or (queue and asking):
         if not live:
-            now = joined * apart_s
-            continue
+            now = max(now, asking[0])
+        while queue and asking and asking[0] <= now:
+            full_to = asking.popleft()
+            answers.append(_ask(batch, queue.popleft(), limit, full_to, emitted))
+            live.add(answers[-1])
+            if len(answers) == streams:
+                full_from = full_to
         now += batch.plan()
         batch.finish(now)
-        live = {answer for answer in live if not answer.ended}
+        ended = [answer for answer in live if answer.ended]
+        live.difference_update(ended)
+        busy = max(now, asking[-1]) if asking else now
+        asking.extend(busy + turn_s * (n + 1) for n in range(len(ended)))
     return Played(answers=answers, emitted=emitted, full_from_s=full_from, full_to_s=full_to)
 
 
