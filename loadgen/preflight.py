@@ -627,6 +627,19 @@ async def probe(
     `template_args` for the server's template. Where the engine has a second way to send ids, it is
     asked too if the first does not tell all, and taken if it tells more.
     """
+    found = await _probed(target, ids, template_args)
+    if found.info.spec_reported is not None or found.info.state == "off":
+        return found
+    async with _session(found.base_url, found.headers, found.tls) as session:
+        paths = found.engine.describe_paths
+        pages = {path: await _page(session, found.base_url + path) for path in paths}
+    told = found.engine.describe(pages, {}).spec_reported  # llama.cpp tells it after a request
+    return replace(found, info=msgspec.structs.replace(found.info, spec_reported=told))
+
+
+async def _probed(
+    target: Target, ids: U32 | None, template_args: Mapping[str, Any] | None
+) -> Target:
     found = await _asked(target, ids, template_args)
     honours = found.info.honours
     told = honours.per_request_acceptance or target.info.state == "off"

@@ -476,6 +476,27 @@ async def test_a_second_wire_is_taken_where_it_tells_more(
     assert target.wire.path == ("/generate" if wire else "/v1/completions")
 
 
+async def test_what_a_server_tells_only_after_a_request_is_asked_again() -> None:
+    """llama.cpp names the kind of its speculation in a slot that has had a request."""
+    slot: dict[str, object] = {"id": 0, "n_ctx": 64, "speculative": True}
+
+    def answered(body: Any) -> str:
+        slot["params"] = {"speculative.types": "ngram-simple"}
+        return completion(body)
+
+    models = {"data": [{"id": "m", "owned_by": "llamacpp"}]}
+    async with server(
+        GET_v1_models=models,
+        GET_slots=[slot],
+        POST_completion=answered,
+        POST_v1_completions=answered,
+    ) as url:
+        target = await preflight.identify(url, ENGINES)
+        assert target.info.spec_reported is None
+        target = await preflight.probe(target, IDS)
+    assert target.info.spec_reported == "ngram-simple"
+
+
 async def test_ids_that_are_templated_again_are_refused() -> None:
     with pytest.raises(UserError, match="counted 9 prompt tokens where 4 ids were sent"):
         await probed(
