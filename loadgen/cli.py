@@ -355,6 +355,7 @@ def run(
     """
     from loadgen.arrivals import process_of
     from loadgen.measure import Attach, measure
+    from loadgen.preflight import without_secrets
     from loadgen.transport import tls_context
     from scenarios import prompts as sets
 
@@ -404,7 +405,8 @@ def run(
     )
     text: Literal["none", "all", "cut"] = "none" if no_text else "all" if save_prompts else "cut"
     config = _server_config(server) if server is not None else None
-    job = _job(scenario, out, quiet, _label(config, url or ""), attach=attach, text=text)
+    label = _label(config, without_secrets(url or ""))
+    job = _job(scenario, out, quiet, label, attach=attach, text=text)
     wait_s = _seconds("--start-timeout", start_timeout)
 
     async def one() -> tuple[Path, str]:
@@ -581,6 +583,7 @@ def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
     from scenarios import prompts as sets
 
     server, recipe = cell.server, _recipe(cell.scenario.dataset)
+    known = _engines()
     attach = Attach(
         engine=server.engine,
         model=server.model,
@@ -597,10 +600,10 @@ def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
         recipe=recipe,
         caveats=asked.caveats,
         warmup=sets.warmup(),
-        engines=_engines(),
+        engines=known,
         out=out,
         say=lambda line: None,
-        watch=lambda plan: live.watch(plan, _clean(cell.name)),
+        watch=lambda plan, info: live.watch(plan, cell.name, info, known),
         attach=attach,
         cell=cell,
     )
@@ -1070,7 +1073,7 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
     from reports.live import Live, tokenizing
     from scenarios import prompts as sets
 
-    recipe = _recipe(scenario.dataset)
+    known, recipe = _engines(), _recipe(scenario.dataset)
     asked = sets.PromptSet(prompts=()) if recipe is not None else sets.read(scenario.dataset)
     for caveat in asked.caveats:
         _say(quiet)(f"{caveat.code}: {caveat.message}")
@@ -1080,10 +1083,10 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
         recipe=recipe,
         caveats=asked.caveats,
         warmup=sets.warmup(),
-        engines=_engines(),
+        engines=known,
         out=out,
         say=_say(quiet),
-        watch=lambda plan: Live(plan, label, quiet=quiet),
+        watch=lambda plan, info: Live(plan, label, info, known, quiet=quiet),
         tokenizing=lambda total: tokenizing(total, quiet=quiet),
         **options,
     )
@@ -1131,7 +1134,7 @@ async def _launched(
     say(f"starting {_label(config, config.name or Path(config.model).name)}")
 
     def show(line: str) -> None:
-        print(line, file=sys.stderr)
+        print(_clean(line), file=sys.stderr)
 
     async with launch.launched(
         engine, config, start_timeout_s=wait_s, on_log=show if log else None, say=say
@@ -1625,7 +1628,7 @@ def _headers(lines: Sequence[str] | None, key_file: Path | None) -> dict[str, st
 def _say(quiet: bool) -> Callable[[str], None]:
     def say(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr)
+            print(_clean(line), file=sys.stderr)
 
     return say
 

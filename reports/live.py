@@ -1,8 +1,9 @@
-"""The live view on stderr while a run goes on: an observer, not a report. And, before it, how far
-the prompts are tokenized.
+"""What stderr shows while a run goes on: an observer, not a report. And, before it, how far the
+prompts are tokenized.
 
-One bar a phase with in-flight, tokens/s and failures; without a terminal a plain line every 10 s.
-Sums are kept by hand, redraws are at most four a second. Must not: touch a record, raise.
+On a terminal what reports.progress knows is drawn with the client's samples, at most four times a
+second and in the loop's own thread: nothing else runs beside the streams. Without a terminal there
+is a line every 10 s and one a load; with --quiet one at the end. Must not: touch a record, raise.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
@@ -19,159 +21,150 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
-from loadgen.types import ClientSample, Completed, Observer, Plan, Record, RequestRecord
+from loadgen.types import ClientSample, Engine, Observer, PhaseRecord, Plan, Record, RunInfo
+from reports import progress
 
 PLAIN_EVERY_S = 10.0
+DRAWN_EVERY_S = 0.25
+
+Engines = Mapping[str, Engine]
+
+
+class _Screen:
+    """The part of a terminal that is drawn over and over; `drawn` False: there is none."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self.drawn = terminal and not quiet
+        self._display = Display(
+            console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop"
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows, now."""
+        width, height = self._console.size
+        return width, height
+
+    def start(self) -> None:
+        if self.drawn:
+            self._display.start()
+
+    def stop(self) -> None:
+        if self.drawn:
+            self._display.stop()
+
+    def draw(self, lines: Sequence[Text]) -> None:
+        self._display.update(Group(*lines), refresh=True)
 
 
 class Live:
-    """Shows one plan's progress. Use as a context manager; call it with every record."""
+    """Shows one run. Use as a context manager; call it with every record."""
 
-    def __init__(self, plan: Plan, label: str, *, quiet: bool = False) -> None:
-        self._label = label
+    def __init__(
+        self, plan: Plan, label: str, info: RunInfo, engines: Engines, *, quiet: bool = False
+    ) -> None:
+        self._progress = progress.Progress(plan, label, info, engines)
         self._quiet = quiet
-        self._totals = {
-            phase.name: len(phase.dialogues) if isinstance(phase.dialogues, tuple) else None
-            for phase in plan.phases
-        }
-        self._console = Console(stderr=True, highlight=False)
-        self._tasks: dict[str, TaskID] = {}
-        self._dialogues: dict[str, int] = {}
-        self._failed = 0
-        self._before: ClientSample | None = None
-        self._said_s = 0.0
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[done]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[speed]}", markup=False),
-            console=self._console,
-            refresh_per_second=4,
-            transient=True,
-        )
-        self._bars = self._console.is_terminal and not quiet
+        self._screen = _Screen(quiet=quiet)
+        self._shown_s = 0.0
 
     def __enter__(self) -> Self:
-        if self._bars:
-            self._progress.start()
+        self._screen.start()
         return self
 
-    def __exit__(self, *fault: object) -> None:
-        if self._bars:
-            self._progress.stop()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._screen.stop()
+        if self._quiet:
+            print(self._progress.end(), file=sys.stderr)
 
     def __call__(self, record: Record) -> None:
+        self._progress.take(record)
         if self._quiet:
             return
-        if isinstance(record, RequestRecord):
-            self._request(record)
-        elif isinstance(record, ClientSample):
-            self._sample(record)
+        if self._screen.drawn:
+            if isinstance(record, ClientSample) and self._due(record.at_s, DRAWN_EVERY_S):
+                self._screen.draw(self._progress.lines(*self._screen.size))
+        elif isinstance(record, ClientSample) and self._due(record.at_s, PLAIN_EVERY_S):
+            print(self._progress.line(PLAIN_EVERY_S), file=sys.stderr)
+        elif isinstance(record, PhaseRecord) and record.measured:
+            print(f"{self._progress.label}  {self._progress.ended[-1]}", file=sys.stderr)
 
-    def _request(self, record: RequestRecord) -> None:
-        name = record.phase
-        self._failed += not isinstance(record.outcome, Completed)
-        self._dialogues[name] = self._dialogues.get(name, 0) + (record.turn == 0)
-        if not self._bars:
-            return
-        if name not in self._tasks:
-            for task in self._tasks.values():
-                self._progress.update(task, visible=False)
-            self._tasks[name] = self._progress.add_task(
-                f"{self._label}  {name}", total=self._totals.get(name), done="", speed=""
-            )
-        self._progress.update(
-            self._tasks[name], completed=self._dialogues[name], done=self._count(name)
-        )
-
-    def _count(self, name: str) -> str:
-        total = self._totals.get(name)
-        failed = f", {self._failed} failed" if self._failed else ""
-        return f"{self._dialogues[name]}" + (f"/{total}" if total else "") + failed
-
-    def _sample(self, sample: ClientSample) -> None:
-        before, self._before = self._before, sample
-        if before is None or before.phase != sample.phase or sample.at_s <= before.at_s:
-            return
-        speed = (sample.tokens - before.tokens) / (sample.at_s - before.at_s)
-        of = "" if sample.target is None else f"/{sample.target}"
-        text = f"{sample.in_flight}{of} in flight, {speed:,.0f} tok/s"
-        if self._bars:
-            if sample.phase in self._tasks:
-                self._progress.update(self._tasks[sample.phase], speed=text)
-        elif sample.at_s - self._said_s >= PLAIN_EVERY_S:
-            self._said_s = sample.at_s
-            done = self._count(sample.phase) if sample.phase in self._dialogues else "0"
-            print(f"{self._label}  {sample.phase}: {done} dialogues, {text}", file=sys.stderr)
+    def _due(self, at_s: float, every_s: float) -> bool:
+        if at_s - self._shown_s < every_s:
+            return False
+        self._shown_s = at_s
+        return True
 
 
 class SweepLive:
-    """A sweep's table that fills in, and a line on the cell under way. Use as a context manager.
+    """A sweep's table that fills in, and under it the cell under way. Use as a context manager.
 
-    Redrawn when a cell ends and with each ClientSample, never by a clock of its own. Without a
-    terminal `ended` prints a line a cell, and a cell is shown by `Live`.
+    Without a terminal `show` prints a line a cell, and a cell is shown by `Live`.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._console = Console(stderr=True, highlight=False)
-        self._drawn = self._console.is_terminal and not quiet
-        self._display = Display(console=self._console, auto_refresh=False, transient=True)
+        self._screen = _Screen(quiet=quiet)
         self._table: Sequence[Text] = ()
+        self._ended = ""
 
     @property
     def width(self) -> int:
         """Cells that a line may take."""
-        return self._console.width
+        return self._screen.size[0]
 
     def __enter__(self) -> Self:
-        if self._drawn:
-            self._display.start()
+        self._screen.start()
         return self
 
     def __exit__(self, *fault: object) -> None:
-        if self._drawn:
-            self._display.stop()
+        self._screen.stop()
+        if self._quiet and self._ended:
+            print(self._ended, file=sys.stderr)
 
-    def show(self, table: Sequence[Text], line: str = "", status: str = "") -> None:
+    def show(self, table: Sequence[Text], line: str = "") -> None:
         """The table as it is now; `line` is what stands for it where nothing is drawn."""
-        self._table = table
-        if self._drawn:
-            self._draw(status)
+        self._table, self._ended = table, line or self._ended
+        if self._screen.drawn:
+            self._screen.draw(table)
         elif line and not self._quiet:
             print(line, file=sys.stderr)
 
     @contextlib.contextmanager
-    def watch(self, plan: Plan, label: str) -> Iterator[Observer]:
+    def watch(self, plan: Plan, label: str, info: RunInfo, engines: Engines) -> Iterator[Observer]:
         """An observer of one cell."""
-        if not self._drawn:
-            with Live(plan, label, quiet=self._quiet) as view:
+        if self._quiet:
+            yield lambda record: None
+            return
+        if not self._screen.drawn:
+            with Live(plan, label, info, engines) as view:
                 yield view
             return
-        dialogues: dict[str, int] = {}
+        known, shown_s = progress.Progress(plan, label, info, engines), 0.0
 
         def see(record: Record) -> None:
-            if isinstance(record, RequestRecord):
-                dialogues[record.phase] = dialogues.get(record.phase, 0) + (record.turn == 0)
-            elif isinstance(record, ClientSample):
-                done = dialogues.get(record.phase, 0)
-                at = f"{record.in_flight}/{record.target} in flight"
-                self._draw(f"{label}  {record.phase}: {done:,} dialogues, {at}")
+            nonlocal shown_s
+            known.take(record)
+            if isinstance(record, ClientSample) and record.at_s - shown_s >= DRAWN_EVERY_S:
+                shown_s = record.at_s
+                width, height = self._screen.size
+                cell = known.lines(width, max(height - len(self._table) - 1, 2))
+                self._screen.draw([*self._table, Text(), *cell])
 
         yield see
-
-    def _draw(self, status: str) -> None:
-        self._display.update(Group(*self._table, Text(status, style="dim")), refresh=True)
 
 
 @contextlib.contextmanager

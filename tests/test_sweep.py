@@ -242,7 +242,7 @@ def jobs(out: Path, see: Callable[[Cell, Record], None]) -> Callable[[Cell], Job
             engines=ENGINES,
             out=out,
             say=lambda line: None,
-            watch=lambda plan: contextlib.nullcontext(partial(see, cell)),
+            watch=lambda plan, info: contextlib.nullcontext(partial(see, cell)),
             cell=cell,
         )
 
@@ -393,6 +393,7 @@ def test_on_a_terminal_the_table_is_drawn_with_the_cell_under_way(
     terminal = io.StringIO()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     _, cells = laid_out(matrix_file)
     found = SweepResult(name="m", rows=(row("none", 1, 1, 123.0),), baseline=None, differences={})
     scenario = cells[0].scenario
@@ -403,11 +404,12 @@ def test_on_a_terminal_the_table_is_drawn_with_the_cell_under_way(
     )  # fmt: skip
     with SweepLive() as live:
         live.show(shown.grid(found, None, live.width), "not on a terminal")
-        with live.watch(plan, cells[0].name) as observe:
+        with live.watch(plan, cells[0].name, run_info(), {"test": ENGINE}) as observe:
             observe(sample)
     text = terminal.getvalue()
     assert "123" in text
-    assert "none smoke c=1 r=1  c=1: 0 dialogues, 3/4 in flight" in text
+    assert "none smoke c=1 r=1  c=1  phase 2 of 2" in text
+    assert "3 of 4 in flight" in text
     assert "not on a terminal" not in text
 
 
