@@ -176,10 +176,10 @@ def _reasons(rows: Sequence[LoadComparison], width: int) -> Section:
         ).items()
         if why
     ]
+    apart = ((_queue(row), load_label(row.load)) for row in rows if row.verdict == "disagree")
     said += [
-        f"The speedups disagree at {load_label(row.load)}: {_queue(row)}."
-        for row in rows
-        if row.verdict == "disagree"
+        f"The speedups disagree at {page.listed(at)}: {queue}."
+        for queue, at in page.grouped(apart).items()
     ]
     return [line for text in said for line in wrapped(text, width, style="dim")]
 
