@@ -17,11 +17,10 @@ from itertools import groupby
 
 import msgspec
 
-from loadgen.bounds import holds, in_seconds, parse
+from loadgen import slo as slos
+from loadgen.bounds import holds, in_seconds
 from loadgen.errors import UserError, nearest
-from loadgen.metrics import METRICS
 from loadgen.sides import incomparable
-from loadgen.stats import percentile
 from loadgen.types import (
     Bound,
     Capacity,
@@ -38,8 +37,6 @@ from loadgen.types import (
 MIX_SUM = 1e-6
 FEW = 20
 """A category with fewer requests at a load weighs on a few answers."""
-
-MANY = frozenset(metric.name for metric in METRICS if metric.many)
 
 
 def capacity(
@@ -91,25 +88,13 @@ def capacity(
 
 def asked(slo: Sequence[str]) -> tuple[tuple[Bound, ...], tuple[Bound, ...]]:
     """Bounds on a load, and limits of each request. UserError: none on a load, or no such."""
-    found = [parse(text, [metric.name for metric in METRICS]) for text in slo]
-    for bound in found:
-        if bound.relative or bound.load is not None:
-            raise UserError(
-                f"--slo '{bound.text}': capacity looks for the load, over no baseline. Expected a "
-                "plain bound such as ttft_p95<=500ms."
-            )
-        if bound.statistic is None and bound.metric in MANY:
-            raise UserError(
-                f"--slo '{bound.text}': {bound.metric} has many values a request. Expected a "
-                f"statistic, such as {bound.metric.removesuffix('_s')}_p99."
-            )
-    bounds = tuple(bound for bound in found if bound.statistic is not None)
+    bounds, limits = slos.read(slo, "--slo")
     if not bounds:
         raise UserError(
             "no --slo bounds a load. Expected one with a statistic, such as ttft_p95<=500ms; a "
             "limit of each request, such as ttft_s<=0.5, is what goodput counts beside it."
         )
-    return bounds, tuple(bound for bound in found if bound.statistic is None)
+    return bounds, limits
 
 
 def mix_of(text: str) -> dict[str, float]:
@@ -221,22 +206,19 @@ def _load(
     requests = [one for p in phases for one in p.each]
     weights = _weights(requests, mix)
     lost = [c for c in mix or () if not any(r.completed for r in requests if r.category == c)]
-    squares = sum(w * w for w in weights)
     found = CapacityLoad(
         load=phases[0].name.split(" ")[0],
         users=round(_size(phases[0])) if closed else None,
         figures=(None,) * len(bounds),
         inside=None,
         requests=sum(w > 0 for w in weights),
-        weight_of=sum(weights) ** 2 / squares if squares else 0.0,
+        weight_of=slos.weight_of(weights),
         why=f"no completed request of {', '.join(lost)}" if lost else "",
     )
     if lost or not any(r.completed for r in requests):
         return msgspec.structs.replace(found, why=found.why or "no request completed")
-    figures = tuple(
-        _statistic(bound, phases, requests, weights, found.weight_of, mix is not None, closed)
-        for bound in bounds
-    )
+    shares = weights if mix is not None else None
+    figures = tuple(slos.figure(bound, phases, shares) for bound in bounds)
     absent = [b.text for b, value in zip(bounds, figures, strict=True) if value is None]
     pairs = [(b, v) for b, v in zip(bounds, figures, strict=True) if v is not None]
     return msgspec.structs.replace(
@@ -259,45 +241,6 @@ def _weights(
     for one in requests:
         counts[one.category] = counts.get(one.category, 0) + 1
     return tuple(mix.get(one.category, 0.0) / counts[one.category] for one in requests)
-
-
-def _value(one: RequestFigures, metric: str, closed: bool) -> float | None:
-    """A request's figure; in an open loop from when it should have left, where that is known."""
-    value = one.values.get(metric)
-    return value if closed else one.values.get(f"{metric.removesuffix('_s')}_intended_s", value)
-
-
-def _statistic(
-    bound: Bound,
-    phases: Sequence[PhaseSummary],
-    requests: Sequence[RequestFigures],
-    weights: Sequence[float],
-    weight_of: float,
-    mixed: bool,
-    closed: bool,
-) -> float | None:
-    """The bound's figure at this load; None: not measured, or of too few requests."""
-    if bound.metric in MANY:
-        of = phases[0].distributions.get(bound.metric) if len(phases) == 1 and not mixed else None
-        return getattr(of, str(bound.statistic)) if of is not None else None
-    failed = math.inf if in_seconds(bound.metric) else 0.0
-    points = [
-        (failed if not one.completed else _value(one, bound.metric, closed), weight)
-        for one, weight in zip(requests, weights, strict=True)
-        if weight > 0
-    ]
-    known = [(value, weight) for value, weight in points if value is not None]
-    if not any(math.isfinite(value) for value, _ in known):
-        return None
-    if bound.statistic == "mean":
-        done = [(v, w) for v, w in known if math.isfinite(v)]
-        return sum(v * w for v, w in done) / sum(w for _, w in done)
-    share = {"min": 0.0, "max": 1.0}.get(str(bound.statistic))
-    if share is None:
-        share = int(str(bound.statistic)[1:]) / 100
-        if weight_of * (1 - share) < 1 - 1e-9 and share > 0.5:
-            return None
-    return percentile(known, share)
 
 
 def _rates(
@@ -324,14 +267,7 @@ def _rates(
     if closed and all(s is not None and w for s, w in steady):
         basis = "steady"
         rate *= sum(s or 0.0 for s, _ in steady) / sum(w or 0.0 for _, w in steady)
-    good = sum(
-        w
-        for one, w in pairs
-        if all(
-            (value := _value(one, limit.metric, closed)) is not None and holds(limit, value)
-            for limit in limits
-        )
-    )
+    good = sum(w for one, w in pairs if slos.within(one, limits, closed))
     return {
         "requests_per_s": rate,
         "output_tokens_per_s": rate * sum(one.values["osl_tokens"] * w for one, w in pairs) / total,

@@ -1,20 +1,27 @@
 """Can this run be trusted? Every known way to fool such a benchmark is one function here.
 
 A check reads one phase and yields caveats: what was seen with its value, and what to do. It changes
-no figure. A new check is a function and an entry in CHECKS. Must not: raise, round for print.
+no figure. A new check is a function and an entry in CHECKS. `across` reads several runs. What can
+be told before a run starts is preflight's. Must not: raise, round for print.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
+from loadgen import slo
 from loadgen.acceptance import TOLERANCE, chunks_disproved
-from loadgen.metrics import achieved_concurrency, completed, server_context
+from loadgen.bounds import holds, in_seconds
+from loadgen.metrics import completed, tokens_by_slice
 from loadgen.plan import DIALOGUES_PER_STREAM
-from loadgen.stats import distribution
+from loadgen.stats import distribution, trend
 from loadgen.types import (
+    Acceptance,
     Broke,
     Cancelled,
     Caveat,
@@ -31,6 +38,40 @@ LAG_LIMIT_S = 0.010
 CPU_LIMIT = 0.80
 CAPPED_LIMIT = 0.20
 REACHED = 0.95
+NOT_STEADY = 1 / 3
+"""Ramp and drain as a share of a phase. Of four dialogues a stream, the fewest asked for, about a
+quarter is left to them; beyond a third most requests ran beside fewer others than the load says."""
+SLICES = (10, 20)
+"""Fewest and most slices of a steady window; none shorter than a median E2EL, so that one stream
+does not put the same answer into two of them."""
+TREND = 0.05
+TREND_WIDER = 1.5
+"""A trend is one that a 95 % interval, made this much wider, holds above TREND: about 99 %, since a
+report has many phases. Simulated closed loops without a trend trip it in 1 to 5 % of the phases at
+one stream, in under 1 % at eight; at 64 streams of 30 dialogues a fall by 15 % is found in 8 of
+10."""
+PADDED = 0.10
+PADDED_PROMPTS = 0.05
+"""From this share of a prompt on it is padded, from this share of prompts on it is a way of making
+them. Text ends in a row of one sign at times, but not a tenth of it."""
+ALIKE, ALIKE_PROMPTS, ALIKE_TOKENS = 0.5, 20, 64
+"""Half of so many prompts, of so many tokens, have one length: no texts that people wrote do."""
+ISL_FALL = 0.25
+"""Acceptance length lost from an ISL bucket to the next. Llama 3.3 70B on SPEED-Bench: EAGLE-3 goes
+2.93, 2.59, 1.19 at 1k, 2k, 8k (−12 %, −54 %); a draft model stays within 3 %."""
+
+
+_MODEL = re.compile(r'[{,]model_name="([^"]*)"')
+_STARTED = "process_start_time_seconds"
+_PENALTIES = (
+    *("repeat_penalty", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    "dry_multiplier",
+)
+"""They change the likeliest token too; at temperature 0 no other sampler does."""
+_BY_ISL = (
+    "Read acceptance by ISL bucket, never pooled. A drafter that was trained on short text "
+    "collapses on long input: see its trained context, or use a draft model or MTP there."
+)
 
 
 def client_saturated(data: PhaseData) -> Iterator[Caveat]:
@@ -79,7 +120,7 @@ def foreign_traffic(data: PhaseData) -> Iterator[Caveat]:
 
 def counters_not_usable(data: PhaseData) -> Iterator[Caveat]:
     """Counters that shrink or change their labels: a restart, another model, another rank."""
-    if data.counters is not None:
+    if data.counters is not None or any(several_models(data)):
         return
     if "went back" in data.counters_missing:
         yield _caveat(
@@ -112,7 +153,7 @@ def unsettled(data: PhaseData) -> Iterator[Caveat]:
 
 def server_queued(data: PhaseData) -> Iterator[Caveat]:
     """More was in flight than the server ran: TTFT holds a queue, and the batch is its limit."""
-    context = server_context(data)
+    context = data.figures.server if data.figures is not None else None
     if context is None:
         return
     if (context.waiting_p50 or 0) >= 1:
@@ -138,7 +179,8 @@ def server_queued(data: PhaseData) -> Iterator[Caveat]:
 
 def sources_disagree(data: PhaseData) -> Iterator[Caveat]:
     """Two sources of one figure that differ, with what differs between them."""
-    known = [a for a in data.acceptance if a.drafts is not None and a.accepted_tokens is not None]
+    acceptance = data.figures.acceptance if data.figures is not None else ()
+    known = [a for a in acceptance if a.drafts is not None and a.accepted_tokens is not None]
     for first, other in zip(known[:1] * len(known), known[1:], strict=False):
         drafts = (other.drafts or 0) - (first.drafts or 0)
         accepted = (other.accepted_tokens or 0) - (first.accepted_tokens or 0)
@@ -151,7 +193,7 @@ def sources_disagree(data: PhaseData) -> Iterator[Caveat]:
                 f"{_why_apart(data)}.",
                 f"Figures are from {first.source}, which are of this run's requests alone.",
             )
-    lengths = [(n, a) for a in data.acceptance if (n := a.acceptance_length) is not None]
+    lengths = [(n, a) for a in acceptance if (n := a.acceptance_length) is not None]
     for length, other in lengths[1:]:
         best, source = lengths[0]
         if abs(length - best) > TOLERANCE * best:
@@ -210,7 +252,8 @@ def outputs_capped(data: PhaseData) -> Iterator[Caveat]:
     """Answers that our cap cut: their length is ours, and their ends were never measured."""
     done = completed(data.records)
     capped = [r for r in done if r.finish_reason == "length"]
-    if done and len(capped) / len(done) > CAPPED_LIMIT:
+    asked = data.scenario.sampling.ignore_eos  # then eos_ignored says it
+    if done and not asked and len(capped) / len(done) > CAPPED_LIMIT:
         yield _caveat(
             data,
             "outputs-capped",
@@ -227,7 +270,7 @@ def too_few_samples(data: PhaseData) -> Iterator[Caveat]:
     if isinstance(load, ClosedLoop):
         streams, at = load.concurrency, f"concurrency {load.concurrency}"
     else:
-        streams = int(achieved_concurrency(data) or 1)
+        streams = int(_in_flight(data) or 1)
         at = f"{load_label(load)} with {streams} in flight"
     needed = DIALOGUES_PER_STREAM * streams
     if dialogues < needed:
@@ -246,7 +289,7 @@ def load_not_reached(data: PhaseData) -> Iterator[Caveat]:
     if isinstance(load, OpenLoop):
         yield from _held_back(data, load)
         return
-    achieved = achieved_concurrency(data)
+    achieved = _in_flight(data)
     if achieved is None and data.client:  # never full, or no end: the whole phase
         achieved = statistics.median(s.in_flight for s in data.client)
     if achieved is not None and data.records and achieved < REACHED * load.concurrency:
@@ -258,6 +301,10 @@ def load_not_reached(data: PhaseData) -> Iterator[Caveat]:
             "Give more --requests than streams, look for what holds requests back (a late client, "
             "a tokenizer, a server that refuses), or measure the lower load.",
         )
+
+
+def _in_flight(data: PhaseData) -> float | None:
+    return data.figures.achieved_concurrency_p50 if data.figures is not None else None
 
 
 def _held_back(data: PhaseData, load: OpenLoop) -> Iterator[Caveat]:
@@ -277,6 +324,25 @@ def _held_back(data: PhaseData, load: OpenLoop) -> Iterator[Caveat]:
             "Latencies from the intended instants hold the wait. Raise --max-in-flight, use a "
             "quicker client, or measure a lower rate.",
         )
+
+
+def slo_crossed(data: PhaseData) -> Iterator[Caveat]:
+    """A bound of the scenario's slo does not hold at this load: nothing is wrong with the run."""
+    if data.figures is None:
+        return
+    bounds, _ = slo.read(data.scenario.slo, "the scenario's slo:")
+    for bound in bounds:
+        value = slo.figure(bound, [data.figures])
+        if value is not None and not holds(bound, value):
+            unit = " s" if in_seconds(bound.metric) else ""
+            name = bound.metric.removesuffix("_s") if unit else bound.metric
+            said = f"is {value:.4g}{unit}" if math.isfinite(value) else "was lost with a request"
+            yield _caveat(
+                data,
+                "slo-crossed",
+                f"{name}_{bound.statistic} {said}; the scenario's slo asks for {bound.text}.",
+                "This load is outside the SLO. draftload capacity finds the highest load inside.",
+            )
 
 
 def request_errors(data: PhaseData) -> Iterator[Caveat]:
@@ -377,6 +443,225 @@ def asked_to_wait(data: PhaseData) -> Iterator[Caveat]:
         )
 
 
+def _where_in_turns(values: Iterable[object]) -> bool:
+    """Whether a value comes back after another one was seen."""
+    order = [value for value, _ in itertools.groupby(values)]
+    return len(order) > len(set(order))
+
+
+def several_models(data: PhaseData) -> Iterator[Caveat]:
+    """A balancer before unlike servers: the figures are a mixture that nobody chose."""
+    named = {r.served_model for r in completed(data.records)} - {None}
+    paged = {name for s in data.snapshots for row in s.samples for name in _MODEL.findall(row)}
+    for models, who in ((named, "answers name"), (paged, "the metrics page counts")):
+        if len(models) > 1:
+            yield _caveat(
+                data,
+                "several-models",
+                f"More than one model is behind this URL: {who} "
+                f"{', '.join(sorted(filter(None, models))[:4])}.",
+                "Give the URL of one server, or one model, and measure each alone.",
+            )
+            return
+    pages = [s.samples for s in data.snapshots]
+    starts = [page[_STARTED] for page in pages if _STARTED in page]
+    made = [n for page in pages if (n := data.engine.counters(page).generated_tokens) is not None]
+    falls = sum(now < then for then, now in itertools.pairwise(made))
+    if _where_in_turns(starts) or falls > 1:
+        yield _caveat(
+            data,
+            "several-servers",
+            "The metrics page is now one server's and now another's: a balancer stands before "
+            "several.",
+            "Give --url or --metrics-url of one server: counters of a balancer's pages belong to "
+            "whichever answered.",
+        )
+
+
+def ids_not_honoured(data: PhaseData) -> Iterator[Caveat]:
+    """The server read other prompts than were sent: cut, templated again, or tokenized anew."""
+    if data.server.api != "completions":
+        return
+    first = [r for r in completed(data.records) if r.turn == 0 and r.isl_tokens is not None]
+    sent = {name: prompt.isl_tokens for name, prompt in data.prompts.items()}
+    other = [r for r in first if sent.get(r.prompt_id) not in (None, r.isl_tokens)]
+    if other:
+        worst = max(other, key=lambda r: abs((r.isl_tokens or 0) - (sent[r.prompt_id] or 0)))
+        yield _caveat(
+            data,
+            "ids-not-honoured",
+            f"In {len(other)} of {len(first)} first turns the server counted other prompt tokens "
+            f"than were sent (at worst {worst.isl_tokens:,} of {sent[worst.prompt_id]:,}).",
+            "It cuts prompts, adds tokens or reads ids as text: find out, or use --api chat.",
+        )
+
+
+def padded_prompts(data: PhaseData) -> Iterator[Caveat]:
+    """Prompts stretched by one piece, or made to one length: a drafter copies what repeats."""
+    used = [data.prompts[n] for n in {r.prompt_id for r in data.records} if n in data.prompts]
+    stretched = [prompt.padded for prompt in used if prompt.padded >= PADDED]
+    if used and len(stretched) > PADDED_PROMPTS * len(used):
+        yield _caveat(
+            data,
+            "padded-prompts",
+            f"{len(stretched)} of {len(used)} prompts are stretched by one piece over and over, by "
+            f"{statistics.fmean(stretched):.0%} of their length in the mean.",
+            "Repetition flatters n-gram drafters and caches. Use text that is long by itself: "
+            "--scenario throughput --isl N.",
+        )
+    elif data.scenario.dataset.kind in ("builtin", "jsonl"):
+        yield from _alike(data)
+
+
+def _alike(data: PhaseData) -> Iterator[Caveat]:
+    lengths = {r.prompt_id: r.isl_tokens for r in data.records if r.turn == 0 and r.isl_tokens}
+    if len(lengths) < ALIKE_PROMPTS:
+        return
+    ((length, count),) = Counter(lengths.values()).most_common(1)
+    if length >= ALIKE_TOKENS and count >= ALIKE * len(lengths):
+        yield _caveat(
+            data,
+            "padded-prompts",
+            f"{count} of {len(lengths)} prompts have exactly {length:,} tokens: they were cut or "
+            "padded to a length.",
+            "Acceptance on cut or padded text is not that on text as people write it: say how it "
+            "was made, or use --scenario throughput --isl N, which cuts only documents.",
+        )
+
+
+def eos_ignored(data: PhaseData) -> Iterator[Caveat]:
+    """What a model writes past its own end is no text that anybody would get."""
+    if data.scenario.sampling.ignore_eos and completed(data.records):
+        yield _caveat(
+            data,
+            "eos-ignored",
+            "Answers ran past their end to the output limit (ignore_eos): lengths are made, and "
+            "acceptance holds text after the end, which often repeats itself.",
+            "Use it for throughput at a fixed length only. Measure acceptance without "
+            "--ignore-eos.",
+        )
+
+
+def sampling_mismatch(data: PhaseData) -> Iterator[Caveat]:
+    """The server samples by defaults of its own, which no request of ours sets."""
+    greedy = data.scenario.sampling.temperature == 0
+    acting = {
+        name: value
+        for name, value in data.server.sampling_defaults.items()
+        if name in _PENALTIES or not greedy
+    }
+    if acting:
+        said = ", ".join(f"{name} {value:g}" for name, value in acting.items())
+        yield _caveat(
+            data,
+            "sampling-mismatch",
+            f"The server samples by defaults that this run did not ask for: {said}.",
+            "They change what is written and accepted. Start every server that you compare with "
+            "the same ones (llama.cpp --top-k 0 --min-p 0, vLLM --generation-config vllm).",
+        )
+
+
+def spec_not_as_claimed(data: PhaseData) -> Iterator[Caveat]:
+    """What drafts were seen, against the config that the server was started with."""
+    config = data.server.config
+    if config is None:
+        return
+    found = data.figures.acceptance[0] if data.figures is not None else None
+    told = [r.spec for r in completed(data.records) if r.spec is not None]
+    if config.spec is None:
+        grown = data.counters.drafts or 0 if data.counters is not None else 0
+        drafts = max(grown, sum(spec.drafts or 0 for spec in told))
+        said = f"the config says none, and {drafts:,} drafts were counted" if drafts else ""
+    else:
+        claimed = config.spec.draft_depth or config.spec.draft_tokens
+        depth = max((spec.draft_depth or 0 for spec in told), default=0)
+        said = ""
+        if found is not None and found.drafts == 0 and found.steps:
+            said = f"the config says {config.spec.method}, and no step of {found.steps:,} drafted"
+        elif claimed and depth > claimed:
+            said = f"the config says k = {claimed}, and answers tell k = {depth}"
+    if said:
+        yield _caveat(
+            data,
+            "spec-not-as-claimed",
+            f"Speculation is not what the server was started with: {said}.",
+            "Read the server's log for why it changed or left out the setting; figures are of "
+            "what the server does, whatever the config is called.",
+        )
+
+
+def ramp_too_large(data: PhaseData) -> Iterator[Caveat]:
+    """Most of the phase was not at its load: whole-phase figures are of a lower one."""
+    rates = data.figures.throughput if data.figures is not None else None
+    if rates is None or rates.ramp_share is None or rates.drain_share is None:
+        return
+    if rates.ramp_share + rates.drain_share > NOT_STEADY and not any(too_few_samples(data)):
+        yield _caveat(
+            data,
+            "ramp-too-large",
+            f"Ramp and drain are {rates.ramp_share:.0%} and {rates.drain_share:.0%} of the phase: "
+            "latencies, and throughput over the whole phase, are in part of a lower load.",
+            "Use the steady throughput, and raise --requests or --duration.",
+        )
+
+
+def throughput_trend(data: PhaseData) -> Iterator[Caveat]:
+    """A window that is called steady and is not: something warms up, fills up or slows down."""
+    start, end = data.phase.steady_from_s, data.phase.steady_to_s
+    done = completed(data.records)
+    if data.figures is None or data.figures.throughput.steady is None or start is None or not end:
+        return
+    median = statistics.median(r.end_s - r.sent_s for r in done)
+    slices = min(int((end - start) / median), SLICES[1]) if median > 0 else 0
+    found = (
+        trend(tokens_by_slice(data.records, start, end, slices)) if slices >= SLICES[0] else None
+    )
+    if found is None:
+        return
+    change, reach = (found.low + found.high) / 2, (found.high - found.low) / 2
+    if abs(change) - TREND_WIDER * reach > TREND:
+        yield _caveat(
+            data,
+            "throughput-trend",
+            f"Output throughput {'rose' if change > 0 else 'fell'} by {abs(change):.0%} of its "
+            f"mean (± {reach:.0%}) within the window at full load: it was not steady.",
+            "Look for what changes: clocks and heat, a cache that fills, a queue, a drafter that "
+            "learns, longer contexts. Warm up longer, or measure for longer.",
+        )
+
+
+def acceptance_falls_with_isl(data: PhaseData) -> Iterator[Caveat]:
+    """A drafter that was trained on short text: pooled over input lengths, AL is nobody's."""
+    lengths: dict[str, list[int]] = {}
+    for r in completed(data.records):
+        if r.isl_bucket is not None and r.isl_tokens is not None:
+            lengths.setdefault(r.isl_bucket, []).append(r.isl_tokens)
+    groups = data.figures.isl_buckets if data.figures is not None else ()
+    buckets = [
+        (statistics.median(lengths[g.category]), g.category, g.acceptance)
+        for g in groups
+        if g.category in lengths and g.acceptance is not None
+    ]
+    buckets.sort(key=lambda bucket: bucket[0])
+    for (_, short, before), (_, long, after) in itertools.pairwise(buckets):
+        if said := _fall(before, after, short, long):
+            yield _caveat(data, "acceptance-falls-with-isl", said, _BY_ISL)
+
+
+def _fall(before: Acceptance, after: Acceptance, short: str, long: str) -> str:
+    """How far acceptance length falls, where it is by ISL_FALL or more and the intervals, which
+    fewer than three dialogues have not, leave a gap; "" else."""
+    high, low = before.acceptance_length, after.acceptance_length
+    if high is None or low is None or low > high * (1 - ISL_FALL):
+        return ""
+    if not before.interval or not after.interval or after.interval.high >= before.interval.low:
+        return ""
+    return (
+        f"Acceptance length falls by {1 - low / high:.0%} from {short} to {long} input tokens: "
+        f"{high:.2f}, {low:.2f}."
+    )
+
+
 Check = Callable[[PhaseData], Iterable[Caveat]]
 
 CHECKS: tuple[Check, ...] = (
@@ -385,7 +670,14 @@ CHECKS: tuple[Check, ...] = (
     client_saturated,
     foreign_traffic,
     unsettled,
+    several_models,
+    spec_not_as_claimed,
+    sampling_mismatch,
+    ids_not_honoured,
+    padded_prompts,
+    eos_ignored,
     sources_disagree,
+    acceptance_falls_with_isl,
     server_queued,
     counters_not_usable,
     prefix_cache_hits,
@@ -395,7 +687,10 @@ CHECKS: tuple[Check, ...] = (
     outputs_cut_short,
     outputs_capped,
     too_few_samples,
+    ramp_too_large,
+    throughput_trend,
     load_not_reached,
+    slo_crossed,
 )
 
 

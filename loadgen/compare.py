@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from loadgen.errors import UserError
@@ -138,6 +138,7 @@ def differences(base: RunInfo, spec: RunInfo) -> tuple[str, ...]:
         ("context limit", a.max_model_len, b.max_model_len),
         ("running limit", a.max_running, b.max_running),
         ("GPUs", a.gpus, b.gpus),
+        ("sampling defaults", _told(a.sampling_defaults), _told(b.sampling_defaults)),
         ("prefix cache off", a.honours.prefix_cache_off, b.honours.prefix_cache_off),
         ("client machine", base.client.machine, spec.client.machine),
         ("draftload", base.client.draftload, spec.client.draftload),
@@ -153,6 +154,10 @@ def differences(base: RunInfo, spec: RunInfo) -> tuple[str, ...]:
         for name, x, y in facts
         if x != y
     )
+
+
+def _told(defaults: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in defaults.items())
 
 
 def _load(phases: Sequence[Phases], turns: bool, greedy: bool) -> LoadComparison:

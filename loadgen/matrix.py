@@ -366,9 +366,8 @@ def _sha(server: SweepServer, scenario: Scenario, prompts: Sequence[Prompt]) -> 
         hidden = masked(config.extra_args)
         config = msgspec.structs.replace(config, name=None, env=env, extra_args=hidden)
     url = re.sub(r"//[^/@]*@", "//", server.url) if server.url is not None else None
-    scenario = msgspec.structs.replace(
-        scenario, description="", dataset=msgspec.structs.replace(scenario.dataset, path=None)
-    )
+    data = msgspec.structs.replace(scenario.dataset, path=None)
+    scenario = msgspec.structs.replace(scenario, description="", slo=(), dataset=data)
     facts = (replace(server, name="", url=url, config=config), scenario)
     digest = hashlib.sha256(msgspec.json.encode(facts, order="sorted"))
     digest.update(prompts_digest(prompts, server.api).encode())

@@ -30,6 +30,7 @@ import msgspec
 from loadgen import __version__, preflight
 from loadgen.errors import DraftloadError, UserError
 from loadgen.plan import by_category, make_plan, remembering
+from loadgen.protocol import without_folder
 from loadgen.runner import Runner, Tokenize, fan_out
 from loadgen.store import Store, run_path
 from loadgen.tokens import prompts_digest
@@ -54,6 +55,14 @@ from loadgen.written import masked, most_in_flight
 
 TEXT_CUT = 2000
 """Characters of a prompt's text in a run file, unless all or none are asked for."""
+LONGEST_PAD = 64
+"""Characters, or ids, of a piece that pads: SPEED-Bench's "Answer now please.\\n" has 19."""
+PAD_TIMES = 4
+"""How often it must stand: a rule of dashes or a shout is no padding."""
+PAD_SHORTEST = 64
+"""Characters of padding in all, a quarter of it in ids."""
+TEMPLATE_END = 16
+"""Ids of a chat template's end, which may follow the padding of a prompt given as ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +328,7 @@ def run_info(
 ) -> RunInfo:
     """The first line of the run file: no path, no header, no address but the server's."""
     # A llama-server without an alias names its model by the file's path.
-    server = msgspec.structs.replace(target.info, model=_without_folder(target.info.model))
+    server = msgspec.structs.replace(target.info, model=without_folder(target.info.model))
     if server.config is not None:
         server = msgspec.structs.replace(server, config=_without_paths(server.config))
     spec = server.config.spec if server.config is not None else None
@@ -347,19 +356,14 @@ def run_info(
     )
 
 
-def _without_folder(model: str) -> str:
-    """`/models/a.gguf` → `a.gguf`; a hub's `owner/name` stays."""
-    return Path(model).name if Path(model).is_absolute() else model
-
-
 def _without_paths(config: ServerConfig) -> ServerConfig:
     """What was launched is a fact of the run; where its files lie, and its environment, are not."""
     spec = config.spec
     if spec is not None and spec.draft_model is not None:
-        spec = msgspec.structs.replace(spec, draft_model=_without_folder(spec.draft_model))
+        spec = msgspec.structs.replace(spec, draft_model=without_folder(spec.draft_model))
     return msgspec.structs.replace(
         config,
-        model=_without_folder(config.model),
+        model=without_folder(config.model),
         spec=spec,
         executable=tuple(Path(word).name for word in masked(config.executable)),
         extra_args=masked(config.extra_args),
@@ -385,6 +389,30 @@ def prompt_records(
             isl_bucket=prompt.isl_bucket,
             isl_tokens=None if ids is None else len(ids),
             turns=1 + len(prompt.later_turns),
+            padded=padded(prompt),
             sha256=hashlib.sha256(said.encode() if ids is None else ids.tobytes()).hexdigest(),
             text=kept or None,
         )
+
+
+def padded(prompt: Prompt) -> float:
+    """The share of the first turn that is one short piece over and over, at an end of it."""
+    if prompt.messages:
+        said = prompt.messages[-1].content.rstrip()
+        return _repeated(said, PAD_SHORTEST) / max(len(said), 1)
+    ids = prompt.prompt_token_ids or array("I")
+    ends = [ids[: len(ids) - skip] for skip in range(min(TEMPLATE_END, len(ids)))]
+    found = max(_repeated(some, PAD_SHORTEST // 4) for some in (ids[::-1], *ends))
+    return found / max(len(ids), 1)
+
+
+def _repeated(said: str | U32, shortest: int) -> int:
+    """How many items at the end are copies of one piece, itself included; 0: too few of them."""
+    for period in range(1, min(LONGEST_PAD, len(said) // PAD_TIMES) + 1):
+        at = len(said) - 1
+        while at >= period and said[at] == said[at - period]:
+            at -= 1
+        length = len(said) - 1 - at + period
+        if length >= max(PAD_TIMES * period, shortest):
+            return length
+    return 0

@@ -263,6 +263,22 @@ def throughput(data: PhaseData) -> Throughput:
     return replace(found, steady=tokens / (end - start))
 
 
+def tokens_by_slice(
+    records: Sequence[RequestRecord], start: float, end: float, slices: int
+) -> tuple[int, ...]:
+    """Tokens of all streams in `slices` even parts of start … end; chunks without counts tell
+    nothing."""
+    import numpy as np
+
+    counted = np.zeros(slices)
+    for record in records:
+        if record.chunk_tokens is not None and record.chunk_gaps_us:
+            stamps = record.sent_s + np.cumsum(record.chunk_gaps_us, dtype=np.float64) / 1e6
+            weights = np.asarray(record.chunk_tokens)
+            counted += np.histogram(stamps, slices, (start, end), weights=weights)[0]
+    return tuple(int(n) for n in counted)
+
+
 def _around(
     records: Sequence[RequestRecord], whole: float | None, start: float, end: float
 ) -> Throughput:

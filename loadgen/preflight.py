@@ -208,6 +208,7 @@ def _info(
         state=state,
         draft_depth=depth or (facts.draft_depth if state != "off" else None),
         spec_reported=facts.spec_reported,
+        sampling_defaults=facts.sampling_defaults,
         # The simulator in another engine's dialect is found as that engine.
         simulated=facts.simulated or card.id.startswith("simulated-"),
         verified=engine.verified,

@@ -195,6 +195,7 @@ class _Event(msgspec.Struct, gc=False):
     usage: _Usage | None = None
     timings: _Timings | None = None
     metrics: _Metrics | None = None
+    model: str | None = None
     error: Any = None
 
 
@@ -249,6 +250,7 @@ def decode_openai(payload: bytes) -> Chunk:
         spec=_acceptance(event, choice),
         tokens_per_pass=rate,
         finish_reason=finish,
+        model=event.model,
         error=None if event.error is None else error_text(event.error),
     )
 
@@ -339,6 +341,11 @@ def chat_wire(extra: Mapping[str, Any]) -> Wire:
         return msgspec.json.encode(body)
 
     return Wire(path="/v1/chat/completions", encode=encode, decode=decode_openai)
+
+
+def without_folder(model: str) -> str:
+    """`/models/a.gguf` → `a.gguf`, so that no run file tells a path; a hub's `owner/name` stays."""
+    return model.rpartition("/")[2] if model.startswith("/") else model
 
 
 # ── one stream's tally ───────────────────────────────────────────────────────────────────────────
@@ -439,6 +446,7 @@ class Tally:
         "error",
         "finish_reason",
         "finished",
+        "model",
         "prompt_tokens",
         "tokens",
     )
@@ -462,6 +470,7 @@ class Tally:
         self.cached_tokens: int | None = None
         self.finish_reason: str | None = None
         self.finished: float | None = None
+        self.model: str | None = None
         self.error: str | None = None
         self.done = False
 
@@ -517,6 +526,8 @@ class Tally:
             self._spec = chunk.spec
         if chunk.tokens_per_pass is not None:
             self._rate = chunk.tokens_per_pass
+        if self.model is None:
+            self.model = chunk.model
         usage = chunk.usage
         if usage is not None:
             if usage.completion_tokens is not None:
@@ -622,6 +633,7 @@ class Tally:
             finish_reason=self.finish_reason,
             spec=self._figures(),
             output_token_ids=self._ids if self._source == "ids" else None,
+            served_model=None if self.model is None else without_folder(self.model[:200]),
             text="".join(self._text) if keep_text else None,
         )
 

@@ -270,6 +270,7 @@ def as_one(phases: Sequence[PhaseSummary]) -> PhaseSummary:
         tiers=_groups([p.tiers for p in phases]),
         isl_buckets=_groups([p.isl_buckets for p in phases]),
         started_s=first.started_s,
+        goodput_rps=_mean(p.goodput_rps for p in phases),
     )
 
 

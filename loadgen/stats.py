@@ -138,6 +138,26 @@ def over_repeats(ratios: Sequence[float], *, what: str = "") -> Interval | None:
     )
 
 
+def trend(values: Sequence[float]) -> Interval | None:
+    """95 % interval of the change from the first of evenly spaced values to the last, along their
+    least-squares line and as a share of their mean; values that scatter independently. None of
+    fewer than `FEWEST` values, or where their mean is not positive."""
+    import numpy as np
+
+    data = np.asarray(values, dtype=np.float64)
+    n = int(data.size)
+    if n < FEWEST or not data.mean() > 0:
+        return None
+    at = np.arange(n) - (n - 1) / 2
+    slope = float((at * data).sum() / (at**2).sum())
+    rest = data - data.mean() - slope * at
+    error = float(np.sqrt((rest**2).sum() / (n - 2) / (at**2).sum()))
+    span, mean = n - 1, float(data.mean())
+    middle, reach = slope * span / mean, t_975(n - 2) * error * span / mean
+    kind = f"95 % Student t about a line through {n} values"
+    return Interval(low=middle - reach, high=middle + reach, kind=kind)
+
+
 def t_975(freedom: int) -> float:
     """Student's t at 97.5 %: the table, then its expansion about the normal (error < 0.001;
     Abramowitz & Stegun 26.7.5)."""

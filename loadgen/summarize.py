@@ -13,6 +13,7 @@ from itertools import pairwise, zip_longest
 
 import msgspec
 
+from loadgen import slo
 from loadgen.acceptance import State, acceptance, chunks_disproved, decode_steps
 from loadgen.answers import answer_caveats, answer_figures
 from loadgen.checks import check_phase
@@ -76,8 +77,9 @@ def summarize(run: Run, engine: Engine) -> Summary:
     records: dict[str, list[RequestRecord]] = {}
     client: dict[str, list[ClientSample]] = {}
     snapshots: dict[str, list[Snapshot]] = {}
-    texts: dict[str, str] = {}
+    prompts: dict[str, PromptRecord] = {}
     control = run.info.scenario.dataset.kind == "random"
+    _, limits = slo.read(run.info.scenario.slo, f"run {run.info.run_id}, slo of its scenario:")
     caveats = [*run.info.caveats, *([RANDOM] if control else [])]
     end: str | None = None
     for record in run.records:
@@ -94,8 +96,9 @@ def summarize(run: Run, engine: Engine) -> Summary:
                 caveats.append(record)
             case RunEnd():
                 end = record.reason
-            case PromptRecord() if control:
-                texts[record.prompt_id] = record.text or ""
+            case PromptRecord():
+                kept = record.text if control else None  # else many, long, and read by nobody
+                prompts[record.prompt_id] = msgspec.structs.replace(record, text=kept)
             case _:
                 pass
     parts: dict[tuple[object, ...], list[PhaseData]] = {}
@@ -105,6 +108,8 @@ def summarize(run: Run, engine: Engine) -> Summary:
             continue
         data = PhaseData(
             phase=phase,
+            scenario=run.info.scenario,
+            prompts=prompts,
             server=run.info.server,
             engine=engine,
             draft_depth=_depth(requests, run.info.server),
@@ -119,11 +124,13 @@ def summarize(run: Run, engine: Engine) -> Summary:
         data = apart[0] if apart[0].phase.category is None else _together(apart)
         found = _phase(data) if apart[0].phase.category is None else _pooled(data, apart)
         if control:
+            texts = {name: prompt.text or "" for name, prompt in prompts.items()}
             answers = answer_figures(completed(data.records), texts, engine, data.draft_depth)
             found = msgspec.structs.replace(found, answers=answers)
             caveats += answer_caveats(answers, found.name)
+        found = msgspec.structs.replace(found, goodput_rps=slo.goodput_rps(found, limits))
         summaries.append(found)
-        caveats += check_phase(replace(data, acceptance=found.acceptance))
+        caveats += check_phase(replace(data, figures=found))
     if not summaries:
         raise UserError(
             f"run {run.info.run_id} ({end or 'no end was recorded'}) holds no measured request: it "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -123,7 +123,11 @@ class Templating(Written, frozen=True, kw_only=True):
 
 
 class Scenario(Written, frozen=True, kw_only=True, omit_defaults=False):
-    """What is asked, at which loads, until when."""
+    """What is asked, at which loads, until when.
+
+    `slo`: limits of each request, which goodput counts (ttft_s<=0.5), and bounds on a load, which
+    is told where one does not hold (ttft_p95<=500ms).
+    """
 
     name: str
     description: str = ""
@@ -136,6 +140,7 @@ class Scenario(Written, frozen=True, kw_only=True, omit_defaults=False):
     templating: Templating = Templating()
     warmup_requests: Annotated[int, Meta(ge=0, le=1_000_000)] = 4
     repeats: Annotated[int, Meta(ge=1, le=1000)] = 1
+    slo: tuple[str, ...] = ()
 
 
 class Message(Written, frozen=True, kw_only=True):
@@ -314,6 +319,7 @@ class Chunk(Noun, frozen=True, kw_only=True):
     timings: Timings | None = None
     tokens_per_pass: float | None = None
     finish_reason: str | None = None
+    model: str | None = None
     error: str | None = None
 
 
@@ -374,7 +380,8 @@ class RequestRecord(Noun, frozen=True, kw_only=True, tag="request", tag_field="t
     from the chunk before. `chunk_tokens` is None when only the final usage tells a count.
     `step_tokens` are the tokens of each target pass, prefill first, where the server's own timings
     tell steps apart. `osl_tokens` follows `token_count_source`; `usage_tokens` is what the final
-    usage said. `connect_s` is None on a reused connection. `intended_s`: when it should have left,
+    usage said. `served_model` is who answered, as the answer says. `connect_s` is None on a reused
+    connection. `intended_s`: when it should have left,
     in an open loop: a first turn at its arrival, a later one at the end of the turn before.
     """
 
@@ -405,6 +412,7 @@ class RequestRecord(Noun, frozen=True, kw_only=True, tag="request", tag_field="t
     finish_reason: str | None = None
     spec: SpecCounters | None = None
     output_token_ids: U32 | None = None
+    served_model: str | None = None
     text: str | None = None
 
 
@@ -421,7 +429,10 @@ class Caveat(Noun, frozen=True, kw_only=True, tag="caveat", tag_field="type"):
 
 
 class PromptRecord(Noun, frozen=True, kw_only=True, tag="prompt", tag_field="type"):
-    """A prompt's text, once. `text` is cut to 2,000 characters, or None with `--no-text`."""
+    """A prompt's text, once. `text` is cut to 2,000 characters, or None with `--no-text`.
+
+    `padded`: the share of its first turn, 0…1, that is one short piece repeated at an end.
+    """
 
     prompt_id: str
     category: str
@@ -431,6 +442,7 @@ class PromptRecord(Noun, frozen=True, kw_only=True, tag="prompt", tag_field="typ
     isl_tokens: Count | None = None
     turns: Count = 1
     sha256: str = ""
+    padded: Annotated[float, Meta(ge=0, le=1)] = 0.0
     text: str | None = None
 
 
@@ -552,7 +564,8 @@ class ServerInfo(Noun, frozen=True, kw_only=True):
     """What is at the URL. `state` is whether speculation is on; `draft_depth` is k where known.
 
     `verified` is what of the engine was seen on a live server, as Engine says it. `vocabulary` is
-    how many token ids the model has.
+    how many token ids the model has. `sampling_defaults`: what acts on its sampling beside
+    what a request asks, in the engine's words.
     """
 
     engine: str
@@ -566,6 +579,7 @@ class ServerInfo(Noun, frozen=True, kw_only=True):
     state: Literal["on", "off", "unknown"] = "unknown"
     draft_depth: Depth | None = None
     spec_reported: str | None = None
+    sampling_defaults: dict[str, float] = {}
     honours: Honours = Honours()
     simulated: bool = False
     verified: str = ""
@@ -636,6 +650,7 @@ class ServerFacts(Noun, frozen=True, kw_only=True):
     state: Literal["on", "off", "unknown"] = "unknown"
     draft_depth: int | None = None
     spec_reported: str | None = None
+    sampling_defaults: dict[str, float] = {}
     simulated: bool = False
 
 
@@ -688,10 +703,12 @@ class PhaseData:
     """All that was recorded of one phase: what metrics, acceptance and checks read.
 
     `draft_depth` is k where known. `counters` is the growth of the server's counters between the
-    idle borders, None with `counters_missing` saying why. `acceptance`: once it is known.
+    idle borders, None with `counters_missing` saying why. `prompts` by id. `figures`: once they
+    are known, for the checks.
     """
 
     phase: PhaseRecord
+    scenario: Scenario
     server: ServerInfo
     engine: Engine
     records: tuple[RequestRecord, ...]
@@ -700,7 +717,8 @@ class PhaseData:
     snapshots: tuple[Snapshot, ...] = ()
     counters: SpecCounters | None = None
     counters_missing: str = ""
-    acceptance: tuple[Acceptance, ...] = ()
+    prompts: Mapping[str, PromptRecord] = field(default_factory=dict)
+    figures: PhaseSummary | None = None
 
 
 class Distribution(Noun, frozen=True, kw_only=True):
@@ -900,6 +918,7 @@ class PhaseSummary(Noun, frozen=True, kw_only=True):
     prompt_tokens_a_step: float | None = None
     prompt_steps_share: float | None = None
     each: tuple[RequestFigures, ...] = ()
+    goodput_rps: float | None = None
 
 
 class Summary(Noun, frozen=True, kw_only=True):

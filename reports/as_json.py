@@ -154,7 +154,7 @@ def _phase(phase: PhaseSummary) -> Json:
         "step_time_s": phase.step_time_s,
         "step_time_source": phase.step_time_source,
         "output_tokens_per_s": _all(phase.throughput),
-        "goodput_rps": None,
+        "goodput_rps": phase.goodput_rps,
         "achieved_concurrency": {"p50": phase.achieved_concurrency_p50},
         "server": _all(phase.server),
         "repeated_prompts": phase.repeated_prompts,

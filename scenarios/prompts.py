@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from loadgen.errors import UserError, nearest
+from loadgen.slo import read as read_slo
 from loadgen.types import AtLeastOne, Caveat, Dataset, Message, Prompt, Scenario
 from loadgen.written import convert_row, decode_row, read_toml
 
@@ -399,10 +400,11 @@ def names() -> dict[str, Path]:
 def scenario(name: str) -> Scenario:
     """A scenario by name or by path of its TOML. UserError: none such, or not valid."""
     known = names()
-    if name in known:
-        return read_toml(known[name], Scenario)
-    if name.endswith(".toml") or "/" in name:
-        return read_toml(Path(name), Scenario)
+    if name in known or name.endswith(".toml") or "/" in name:
+        path = known.get(name, Path(name))
+        found = read_toml(path, Scenario)
+        read_slo(found.slo, f"{path}, slo:")
+        return found
     raise UserError(
         f"unknown scenario '{name}'{nearest(name, known) or '.'} There are: {', '.join(known)}; or "
         "give the path of a TOML file."

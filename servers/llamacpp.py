@@ -87,6 +87,8 @@ def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFa
     elif speculative:
         state = "off"
     context = slots[0].get("n_ctx") if slots else None
+    defaults = props.get("default_generation_settings")
+    params = defaults.get("params") if isinstance(defaults, dict) else None
     total = props.get("total_slots")
     return ServerFacts(
         version=_version(props, pages.get("/v1/models")),
@@ -94,7 +96,24 @@ def describe(pages: Mapping[str, Any], samples: Mapping[str, float]) -> ServerFa
         max_running=len(slots) or (total if isinstance(total, int) else None),
         state=state,
         spec_reported=next(filter(None, map(_spec_type, slots)), None),
+        sampling_defaults=_samplers(params if isinstance(params, dict) else {}),
     )
+
+
+_NEUTRAL: Mapping[str, tuple[float, ...]] = {
+    **dict.fromkeys(("min_p", "xtc_probability", "mirostat", "dry_multiplier"), (0,)),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), (0,)),
+    **dict.fromkeys(("typical_p", "repeat_penalty"), (1,)),
+    **dict.fromkeys(("top_k", "top_n_sigma"), (0, -1)),
+}
+"""Samplers of /props (b11434) that no request of ours sets, and at which values they are off."""
+
+
+def _samplers(params: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are on: 0.05000000074505806 is its 0.05."""
+    given = {name: params.get(name) for name in _NEUTRAL}
+    numbers = {n: round(v, 6) for n, v in given.items() if isinstance(v, (int, float))}
+    return {name: value for name, value in numbers.items() if value not in _NEUTRAL[name]}
 
 
 def _list(page: Any) -> list[Any]:

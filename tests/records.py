@@ -91,6 +91,7 @@ def phase_data(
             steady_from_s=start,
             steady_to_s=end,
         ),
+        "scenario": Scenario(name="smoke"),
         "server": SERVER,
         "engine": ENGINE,
         "draft_depth": SERVER.draft_depth,

@@ -20,6 +20,7 @@ from loadgen.types import (
     Capacity,
     ClosedLoop,
     ConfigCapacity,
+    OpenLoop,
     PhaseSummary,
     RequestCounts,
     RequestFigures,
@@ -286,6 +287,35 @@ def test_goodput_counts_what_is_inside_every_limit() -> None:
     assert only(sizing.capacity([run([phase(8, each)])], SLO)).loads[0].goodput_rps is None
 
 
+def opened(rate: float, late_s: float) -> PhaseSummary:
+    """An open loop whose requests left late: 0.1 s to the first token from then."""
+    one = request(0.1, ttft_intended_s=0.1 + late_s, e2el_intended_s=1.1 + late_s)
+    load = OpenLoop(request_rate_rps=rate)
+    return change(phase(8, [one] * 40), name=f"rate={rate:g}", load=load)
+
+
+def test_an_open_loop_is_held_to_when_requests_should_have_left() -> None:
+    """Both loads look alike from the instant of sending; at 8 a second they left a second late."""
+    slo = (*SLO, "e2el_p50<=1.5s", "tpot_p95<=40ms", "ttft_s<=0.3")
+    config = only(sizing.capacity([run([opened(2, 0.0), opened(8, 1.0)])], slo))
+    assert config.border == "between"
+    inside, outside = config.holds, config.fails
+    assert inside is not None
+    assert outside is not None
+    assert (inside.load, outside.load) == ("rate=2", "rate=8")
+    assert inside.figures == pytest.approx((0.1, 1.1, 0.01))
+    assert outside.figures == pytest.approx((1.1, 2.1, 0.01))
+    assert (inside.users, outside.users) == (None, None)
+    assert inside.goodput_rps == pytest.approx(inside.requests_per_s)
+    assert outside.goodput_rps == 0.0, "the limit of a request is from there too"
+
+
+def test_closed_and_open_loops_of_one_server_are_ranked_apart() -> None:
+    both = run([phase(8, [request(0.1)] * 40), opened(2, 0.0)])
+    found = sizing.capacity([both], SLO)
+    assert [[load.load for load in c.loads] for c in found.configs] == [["c=8"], ["rate=2"]]
+
+
 # ── the mix ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -364,7 +394,7 @@ def test_few_requests_of_a_category_are_told() -> None:
         (("tftt_p95<=500ms",), {}, "unknown metric 'tftt'; did you mean 'ttft'?"),
         (("ttft_s<=0.5",), {}, "no --slo bounds a load"),
         ((), {}, "no --slo bounds a load"),
-        (("ttft_p95<=500ms@c=8",), {}, "capacity looks for the load"),
+        (("ttft_p95<=500ms@c=8",), {}, "an SLO holds at every load"),
         (("ttft_p95<=5%",), {}, "over no baseline"),
         (("chunk_gap<=20ms",), {}, "chunk_gap_s has many values a request"),
         (SLO, {"rps": 0.0}, "--rps 0 makes no sense"),

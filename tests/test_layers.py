@@ -31,7 +31,7 @@ LAYERS: Mapping[str, frozenset[str]] = {
     "pure": _modules(
         "loadgen",
         "acceptance answers arrivals bounds breakeven capacity checks compare gates matrix metrics"
-        " misstatement plan protocol sides stats stepcost store summarize tokens written",
+        " misstatement plan protocol sides slo stats stepcost store summarize tokens written",
     ),
     "edge": _modules("loadgen", "embed scrape transport"),
     "loops": _modules("loadgen", "measure monitor preflight runner sweep"),

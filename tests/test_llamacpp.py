@@ -106,7 +106,10 @@ OFF = [{"id": 0, "n_ctx": 512, "speculative": False, "is_processing": False}]
 )
 def test_describe(slots: Any, samples: Mapping[str, float], expected: ServerFacts) -> None:
     pages = {"/props": body("props"), "/slots": slots, "/v1/models": {"data": [{"tags": []}]}}
-    assert llamacpp.describe(pages, samples) == expected
+    on = {"top_k": 40, "min_p": 0.05}
+    assert llamacpp.describe(pages, samples) == msgspec.structs.replace(
+        expected, sampling_defaults=on
+    )
 
 
 def test_a_used_slot_tells_the_kind_of_speculation() -> None:

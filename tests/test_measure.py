@@ -18,7 +18,8 @@ from aiohttp.test_utils import TestServer
 
 from loadgen.acceptance import COUNTERS
 from loadgen.errors import UserError
-from loadgen.measure import Attach, Job, _without_folder, _without_paths, measure, prompt_records
+from loadgen.measure import Attach, Job, _without_paths, measure, prompt_records
+from loadgen.protocol import without_folder
 from loadgen.store import read
 from loadgen.summarize import summarize
 from loadgen.tokens import LocalTokenizer, next_turn
@@ -516,8 +517,8 @@ def test_a_launched_config_leaves_its_paths_and_secrets_behind() -> None:
     assert kept.extra_args == (
         "--api-key", "***", "--hf-token=***", "--max-num-batched-tokens", "8",
     )  # fmt: skip
-    assert _without_folder("/models/a.gguf") == "a.gguf"
-    assert _without_folder("meta-llama/Llama-3.3-70B") == "meta-llama/Llama-3.3-70B"
+    assert without_folder("/models/a.gguf") == "a.gguf"
+    assert without_folder("meta-llama/Llama-3.3-70B") == "meta-llama/Llama-3.3-70B"
     assert masked(("--tokenizer", "x", "--tokenizer-mode=slow", "CUDA=0")) == (
         "--tokenizer", "x", "--tokenizer-mode=slow", "CUDA=0",
     )  # fmt: skip
