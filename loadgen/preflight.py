@@ -331,7 +331,7 @@ def _engine(engines: Mapping[str, Engine], name: str | None, models: Sequence[_C
             )
         return engines[name]
     owner = models[0].owned_by
-    return next((e for e in engines.values() if owner in e.owned_by), engines["openai"])
+    return next((e for e in engines.values() if owner in e.owned_by), None) or engines["openai"]
 
 
 def _model(models: Sequence[_Card], name: str | None) -> _Card:
