@@ -306,11 +306,10 @@ def _body(request: Request, model: str, sampling: Sampling) -> dict[str, Any]:
         "model": model,
         "max_tokens": request.max_output_tokens,
         "temperature": sampling.temperature,
+        "top_p": sampling.top_p,  # 1 too: llama.cpp would take 0.95, vLLM a model's own
         "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
-    if sampling.top_p != 1.0:
-        body["top_p"] = sampling.top_p
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if sampling.ignore_eos:

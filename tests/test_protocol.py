@@ -304,6 +304,26 @@ def test_bodies() -> None:
     assert chat["messages"] == [{"role": "user", "content": "hi"}]
     assert "prompt" not in chat
     assert "seed" not in chat
+    assert chat["top_p"] == 1.0, "a server has a default of its own"
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["m", "other"], "m"),
+        ([None, "owner/name"], "owner/name"),
+        (["/home/me/models/a.gguf"], "a.gguf"),
+        ([None], None),
+    ],
+)
+def test_who_answered_is_recorded_without_a_path(names: list[str | None], kept: str | None) -> None:
+    tally = Tally(decode_openai)
+    for name in names:
+        event: dict[str, object] = {"choices": [{"text": "x", "token_ids": [1]}]}
+        payload = msgspec.json.encode(event | ({} if name is None else {"model": name}))
+        tally.feed(1.0, b"data: " + payload + b"\n\n")
+    made = tally.record(REQUEST, tally.outcome(), zero=0.0, sent=0.5, ended=2.0)
+    assert made.served_model == kept
 
 
 def test_thinking_in_a_field_of_its_own_is_told_apart_in_the_text() -> None:
