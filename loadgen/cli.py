@@ -431,6 +431,7 @@ def sweep_matrix(
         int | None, typer.Option("--repeat", min=1, help="Instead of the matrix's repeats.")
     ] = None,
     start_timeout: StartTimeout = "20m",
+    format_name: FormatName = "table",
     quiet: Quiet = False,
 ) -> None:
     """Servers × scenarios × loads × repeats: each server started, warmed, measured, stopped.
@@ -446,6 +447,7 @@ def sweep_matrix(
     from reports import sweep as shown
     from scenarios import prompts as sets
 
+    _format(format_name)
     asked = matrices.read(matrix, sets.scenario, _engines(), repeats=repeat)
     prompts = {s.name: _prompts(s.dataset) for s in asked.scenarios}
     cells = matrices.cells(asked, {name: found.prompts for name, found in prompts.items()})
@@ -468,7 +470,8 @@ def sweep_matrix(
         _can_start(left, out)
         if not yes and sys.stdin.isatty():
             typer.confirm("Start?", default=True, abort=True, err=True)
-    _swept(asked, cells, known, prompts, out, quiet, _seconds("--start-timeout", start_timeout))
+    wait_s = _seconds("--start-timeout", start_timeout)
+    _swept(asked, cells, known, prompts, out, quiet, wait_s, format_name)
 
 
 def _config_differences(asked: Matrix) -> dict[str, tuple[str, ...]]:
@@ -501,9 +504,11 @@ def _swept(
     out: Path,
     quiet: bool,
     wait_s: float,
+    format_name: str,
 ) -> None:
     """Measures what is left and prints the table, however it ends; the exit code says how."""
     from loadgen import sweep
+    from reports import as_json
     from reports import sweep as shown
     from reports.live import SweepLive
 
@@ -545,8 +550,12 @@ def _swept(
             whole = _run(sweep.sweep(left, job, lambda c: _launched(c, wait_s, say), ended))
     finally:
         found = sweep.result(asked.name, cells, summaries, failed, asked.baseline)
-        _print(shown.render(replace(_study([], []), sweep=found)))
-        _maps([(files[name], run) for name, run in summaries.items()])
+        study = replace(_study([], []), sweep=found)
+        if format_name == "json":
+            _print(as_json.render(study))
+        else:
+            _print(shown.render(study))
+            _maps([(files[name], run) for name, run in summaries.items()])
     if not whole or failed:
         raise typer.Exit(1 if whole else 130)
 

@@ -7,7 +7,9 @@ not: compute or round a figure.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -68,6 +70,8 @@ def render(study: Study) -> str:
         report["advice"] = [_advice(advice) for advice in study.advice]
     if study.capacity is not None:
         report["capacity"] = _capacity(study.capacity)
+    if study.sweep is not None:
+        report["sweep"] = _all(study.sweep)
     if study.misstatement is not None:
         report["misstatement"] = _misstatement(study.misstatement)
     text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
@@ -135,9 +139,11 @@ def _all(value: Any) -> Any:
         tag = value.__struct_config__.tag
         kind = {"kind": tag} if value.__struct_config__.tag_field == "kind" else {}
         return kind | {name: _all(getattr(value, name)) for name in value.__struct_fields__}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _all(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
         return [_all(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _all(item) for key, item in value.items()}
     return value
 

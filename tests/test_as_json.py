@@ -16,9 +16,20 @@ import pytest
 
 from loadgen.breakeven import break_even
 from loadgen.gates import judge, read_bounds
-from loadgen.types import Distribution, OpenLoop, Study
+from loadgen.types import (
+    ClosedLoop,
+    Distribution,
+    OpenLoop,
+    OverRepeats,
+    Study,
+    Summary,
+    SweepResult,
+    SweepRow,
+)
 from reports.as_json import DISTRIBUTIONS, render
+from tests import test_capacity as sizes
 from tests.studies import blank_study, compared, per_request, phase, single, summary, with_summary
+from tests.test_capacity_report import advised, sized
 
 change = msgspec.structs.replace
 
@@ -85,13 +96,71 @@ def report(study: Study) -> Any:
     return json.loads(render(study))
 
 
-@pytest.mark.parametrize(
-    "study",
-    [single(), single(method=None), compared(), blank_study(), mapped()],
-    ids=["one run", "no speculation", "comparison", "nothing measured", "map and bounds"],
-)
+def failing() -> Summary:
+    """At c=8 three of 40 requests failed: p95 is infinite."""
+    return sizes.run([sizes.phase(8, [*[sizes.request(0.1)] * 37, *[sizes.FAILED] * 3])])
+
+
+def swept() -> Study:
+    """A baseline, and a config of which nothing could be measured."""
+    output = OverRepeats(n=3, median=2.0, low=1.0, high=3.0)
+    closed, rate = ClosedLoop(concurrency=8), OpenLoop(request_rate_rps=1)
+    row = SweepRow(server="none", scenario="smoke", load=closed, cells=3, measured=3,
+                   output_tokens_per_s=output)  # fmt: skip
+    lost = replace(row, server="mtp", measured=0, failed=("died",), load=rate)
+    told = {"mtp": ("GPUs: 1 → 2",)}
+    result = SweepResult(name="m", rows=(row, lost), baseline="none", differences=told)
+    return Study(summaries=(), sweep=result)
+
+
+STUDIES = {
+    "one run": single(),
+    "no speculation": single(method=None),
+    "comparison": compared(),
+    "nothing measured": blank_study(),
+    "map and bounds": mapped(),
+    "advice": advised(),
+    "capacity": sized(rps=50.0, gpu_price_per_h=2.5, mix={"rag": 1.0}),
+    "an slo that no load holds": sized(100, failing()),
+    "sweep": swept(),
+}
+every_study = pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+
+
+@every_study
 def test_a_report_is_as_its_schema_says(study: Study) -> None:
     assert faults(report(study), SCHEMA) == []
+
+
+FREE = {"scenario", "server", "client", "mix", "spec", "differences", "answers", "routing"}
+"""Objects of another noun, or by a user's names."""
+
+
+def unsaid(value: Any, schema: dict[str, Any], where: str = "$") -> list[str]:
+    """Keys that the schema does not speak of."""
+    choices = [schema, *schema.get("anyOf", ())]
+    choices += [SCHEMA["$defs"][c["$ref"].removeprefix("#/$defs/")] for c in choices if "$ref" in c]
+    choices += [c for choice in choices for c in choice.get("anyOf", ()) if c not in choices]
+    known = {name: rule for c in choices for name, rule in c.get("properties", {}).items()}
+    if isinstance(value, list):
+        rules = [c["items"] for c in choices if "items" in c]
+        return [said for item in value for rule in rules[:1] for said in unsaid(item, rule, where)]
+    if not isinstance(value, dict) or not known:
+        return []
+    found = [f"{where}.{name}" for name in value if name not in known]
+    for name in value.keys() & known.keys() - FREE:
+        found += unsaid(value[name], known[name], f"{where}.{name}")
+    return found
+
+
+@pytest.mark.parametrize("name", ["advice", "capacity", "an slo that no load holds", "sweep"])
+def test_the_schema_speaks_of_every_key_of_a_decision(name: str) -> None:
+    found = report(STUDIES[name])
+    decision = {key: found[key] for key in ("advice", "capacity", "sweep") if key in found}
+    assert unsaid(decision, SCHEMA) == []
+    (key,) = decision
+    odd = [{"odd": 1}] if key == "advice" else {"odd": 1}
+    assert unsaid({key: odd}, SCHEMA) == [f"$.{key}.odd"], "the checker finds them"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import re
 import signal
 import subprocess
@@ -129,6 +130,11 @@ def test_a_sweep_from_matrix_to_table(matrix_file: Path, tmp_path: Path) -> None
     assert again.stdout == done.stdout, "the same run files, the same table"
     assert "starting" not in again.stderr
     assert finished(tmp_path / "runs") == kept
+
+    document = json.loads(
+        draftload("sweep", str(matrix_file), "--format", "json", cwd=tmp_path).stdout
+    )
+    assert [row["measured"] for row in document["sweep"]["rows"]] == [2, 2, 2, 2]
 
 
 def test_killed_half_way_it_repeats_no_finished_cell(matrix_file: Path, tmp_path: Path) -> None:
