@@ -20,7 +20,7 @@ import msgspec
 from loadgen import slo as slos
 from loadgen.bounds import holds, in_seconds
 from loadgen.errors import UserError, nearest
-from loadgen.sides import incomparable
+from loadgen.sides import by_config, incomparable
 from loadgen.types import (
     Bound,
     Capacity,
@@ -60,7 +60,7 @@ def capacity(
         _mix_fits(mix, summaries)
     configs = [
         _config(group, kind, bounds, limits, mix)
-        for group in grouped(summaries)
+        for group in by_config(summaries)
         for kind in (True, False)
         if any(_closed(p) is kind for s in group for p in s.phases)
     ]
@@ -129,17 +129,6 @@ def _mix_fits(mix: Mapping[str, float], summaries: Sequence[Summary]) -> None:
 
 
 # ── configs and their loads ──────────────────────────────────────────────────────────────────────
-
-
-def grouped(summaries: Sequence[Summary]) -> list[list[Summary]]:
-    """Runs of one server config together: repeats of it, or parts of its traffic."""
-    groups: dict[bytes, list[Summary]] = {}
-    for summary in summaries:
-        server = summary.info.server
-        what = server.config or (server.url, server.state, server.spec_reported, server.draft_depth)
-        key = msgspec.json.encode((server.engine, server.model, server.api, server.gpus, what))
-        groups.setdefault(key, []).append(summary)
-    return [*groups.values()]
 
 
 def gpus_of(server: ServerInfo) -> int | None:
@@ -403,7 +392,7 @@ def _of_mix(summaries: Sequence[Summary], mix: Mapping[str, float]) -> list[Cave
     counts = {
         category: [
             n
-            for group in grouped(summaries)
+            for group in by_config(summaries)
             for phases in _by_load([p for s in group for p in s.phases])
             if (n := sum(r.completed and r.category == category for p in phases for r in p.each))
         ]

@@ -45,9 +45,9 @@ def sides(base: Sequence[Summary], others: Sequence[Summary]) -> list[Sides]:
     Others of base's config are more of the base, unless there is nothing else: then they are what
     is compared with it, such as a later build.
     """
-    first = _config(base[0].info)
-    groups = _by_config(run for run in others if _config(run.info) != first)
-    same = [run for run in others if _config(run.info) == first]
+    first = config_of(base[0].info)
+    groups = by_config(run for run in others if config_of(run.info) != first)
+    same = [run for run in others if config_of(run.info) == first]
     if not groups:
         return [([*base], same)]
     return [([*base, *same], group) for group in groups]
@@ -63,8 +63,8 @@ def swept(runs: Sequence[Summary]) -> list[Sides]:
     newest = {_place(run.info): run for run in ordered}
     found: list[Sides] = []
     for group in _grouped((_work(run.info), run) for run in newest.values()):
-        bases = _by_config(run for run in group if run.info.server.state == "off")
-        specs = _by_config(run for run in group if run.info.server.state != "off")
+        bases = by_config(run for run in group if run.info.server.state == "off")
+        specs = by_config(run for run in group if run.info.server.state != "off")
         if len(bases) > 1:
             raise UserError(
                 f"there are {len(bases)} configs without speculation: "
@@ -98,18 +98,19 @@ def named(info: RunInfo) -> str:
     return info.cell or name or (spec.method if spec is not None else None) or info.run_id
 
 
-def _config(info: RunInfo) -> tuple[Any, ...]:
+def config_of(info: RunInfo) -> tuple[Any, ...]:
     """What makes two runs of one server config: as launched on any port, or one URL and version."""
     s = info.server
     config = None if s.config is None else msgspec.structs.replace(s.config, port=0)
     where = s.url if config is None else msgspec.json.encode(config, order="deterministic")
     # What llama.cpp reports it reports once it has served a request: not from the first cell on.
     told = (s.draft_depth, s.spec_reported) if s.config is None else ()
-    return s.engine, s.version, s.model, s.api, s.state, *told, where
+    return s.engine, s.version, s.model, s.api, s.state, s.gpus, *told, where
 
 
-def _by_config(runs: Iterable[Summary]) -> list[list[Summary]]:
-    return _grouped((_config(run.info), run) for run in runs)
+def by_config(runs: Iterable[Summary]) -> list[list[Summary]]:
+    """Runs of one server config together, in the order in which configs come."""
+    return _grouped((config_of(run.info), run) for run in runs)
 
 
 def _grouped(pairs: Iterable[tuple[tuple[Any, ...], Summary]]) -> list[list[Summary]]:

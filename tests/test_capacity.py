@@ -176,6 +176,16 @@ def test_repeats_are_pooled() -> None:
     assert config.border == "below"
 
 
+def test_configs_are_told_apart_as_a_comparison_tells_them() -> None:
+    """Another port is another start; another version, or more GPUs, another config."""
+    a, b = ladder(84, port=1), ladder(84, port=2)
+    b = change(b, info=change(b.info, run_id="b"))
+    newer = change(a, info=change(a.info, run_id="new", server=change(a.info.server, version="2")))
+    larger = change(a, info=change(a.info, run_id="gpus", server=change(a.info.server, gpus=2)))
+    found = sizing.capacity([a, b, newer, larger], SLO)
+    assert sorted(config.runs for config in found.configs) == [("gpus",), ("k0", "b"), ("new",)]
+
+
 def test_every_bound_must_hold() -> None:
     slow = [request(0.1, tpot_s=0.05)] * 40
     summary = run([phase(8, [request(0.1)] * 40), phase(32, slow)])

@@ -94,6 +94,13 @@ def test_another_version_is_another_side() -> None:
     assert ids(sides([old], [new, again])) == [("old again", "new")]
 
 
+def test_more_gpus_are_another_side() -> None:
+    one, two = run(info("eagle3", "one", gpus=1)), run(info("eagle3", "two", gpus=2))
+    assert ids(sides([one], [two, run(info("eagle3", "again", 5, gpus=1))])) == [
+        ("one again", "two")
+    ]
+
+
 def test_attached_servers_are_told_apart_by_their_url() -> None:
     a = run(run_info(run_id="a", server=change(SERVER, url="http://a")))
     b = run(run_info(run_id="b", server=change(SERVER, url="http://b")))
