@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from loadgen.errors import UserError
@@ -22,6 +22,7 @@ from loadgen.types import (
     CategoryComparison,
     CategorySummary,
     Caveat,
+    ClosedLoop,
     Comparison,
     DialogueFigures,
     Interval,
@@ -36,13 +37,17 @@ from loadgen.types import (
     Speedup,
     Summary,
 )
-from loadgen.written import load_label
+from loadgen.written import load_label, load_order
 
 WITHIN_RUN = "within-run interval: paired "
 """What an interval of one repeat is: noise between runs is not in it."""
 
 STEP_TIME_FELL = 0.9
-"""Below this ratio a step with drafts was quicker than one without, which cannot be."""
+"""Below this ratio a step with drafts was quicker than one without, or a fuller batch quicker than
+a smaller one, which cannot be."""
+STEP_TIMES_APART = 1.25
+"""Repeats of one load do the same work, and step times of a machine that is left alone agree to a
+few percent. A quarter more is another machine."""
 
 Pair = tuple[DialogueFigures, DialogueFigures]
 Phases = tuple[PhaseSummary, PhaseSummary]
@@ -77,6 +82,8 @@ def compare(base: Summary, spec: Summary, *, force: bool = False) -> Comparison:
         differences=(*unlike, *differences(base.info, spec.info)),
         caveats=(
             *(caveat for load in compared for caveat in drifted(load.base, load.spec)),
+            *(caveat for pairs in loads.values() for caveat in _repeats_apart(pairs)),
+            *_quicker_when_fuller([load.base for load in compared]),
             *_left_over(base, spec),
         ),
         base_runs=base.run_ids or (base.info.run_id,),
@@ -109,6 +116,9 @@ def _loads(phases: Iterable[PhaseSummary]) -> str:
     )
 
 
+_AGAIN = "Measure again on a machine that does nothing else, and repeat base and spec in turn."
+
+
 def drifted(base: PhaseSummary, spec: PhaseSummary) -> tuple[Caveat, ...]:
     """A target pass that verifies drafts does more work than one that does not: where it took
     less time, the machine was not the same in both runs."""
@@ -122,11 +132,43 @@ def drifted(base: PhaseSummary, spec: PhaseSummary) -> tuple[Caveat, ...]:
             f"{before * 1e3:.1f} ms without, at the same load. Verifying drafts cannot make a step "
             "quicker, so the machine changed between the runs and the speedup is not to be "
             "believed.",
-            advice="Measure again on a machine that does nothing else, and repeat base and "
-            "spec in turn.",
+            advice=_AGAIN,
             phase=spec.name,
         ),
     )
+
+
+def _repeats_apart(phases: Sequence[Phases]) -> Iterator[Caveat]:
+    """One side's repeats of a load: a slow baseline, which any batch may hide beside drafts."""
+    for side, name in zip(zip(*phases, strict=True), ("without", "with"), strict=True):
+        known = sorted((p.step_time_s, p.name) for p in side if p.step_time_s)
+        (low, _), (high, slow) = (known[0], known[-1]) if known else ((1.0, ""), (1.0, ""))
+        if high > low * STEP_TIMES_APART:
+            yield Caveat(
+                code="machine-drifted",
+                message=f"In repeats of one load a decode step {name} speculation took "
+                f"{low * 1e3:.1f} and {high * 1e3:.1f} ms: the machine changed between them, and "
+                "a mean over them is of neither.",
+                advice=_AGAIN,
+                phase=slow,
+            )
+
+
+def _quicker_when_fuller(bases: Sequence[PhaseSummary]) -> Iterator[Caveat]:
+    """A step of a larger batch without drafts that took less time: the smaller load ran slow."""
+    closed = [p for p in bases if isinstance(p.load, ClosedLoop)]
+    for few, many in itertools.pairwise(sorted(closed, key=lambda p: load_order(p.load))):
+        before, after = few.step_time_s, many.step_time_s
+        if before and after and after < before * STEP_TIME_FELL:
+            yield Caveat(
+                code="machine-drifted",
+                message=f"Without speculation a decode step took {before * 1e3:.1f} ms at "
+                f"{load_label(few.load)} and {after * 1e3:.1f} ms at {load_label(many.load)}. A "
+                "fuller batch cannot be quicker, so the machine was slow at the first: the "
+                "speedup there is too high.",
+                advice=_AGAIN,
+                phase=few.name,
+            )
 
 
 def differences(base: RunInfo, spec: RunInfo) -> tuple[str, ...]:

@@ -100,6 +100,49 @@ def test_a_step_that_drafts_made_quicker_is_a_machine_that_changed() -> None:
     assert compare(*pair(streams(0.1, 1), streams(0.1, 2))).caveats == ()
 
 
+def at(*steps_ms: tuple[int, int, float]) -> Summary:
+    """Phases of (concurrency, repeat, step time)."""
+    (made,) = summary(*streams(0.1, 1), phase_of(streams(0.1, 1))).phases
+    phases = tuple(
+        change(made, name=f"c={c} r={r + 1}", load=ClosedLoop(concurrency=c), repeat=r,
+               step_time_s=ms / 1e3)
+        for c, r, ms in steps_ms
+    )  # fmt: skip
+    return change(summary(*streams(0.1, 1)), phases=phases)
+
+
+@pytest.mark.parametrize(
+    ("base", "spec", "said"),
+    [
+        (
+            [(64, 0, 20.0), (64, 1, 30.0), (64, 2, 20.0)],
+            [(64, 0, 28.0), (64, 1, 29.0), (64, 2, 28.0)],
+            "without speculation took 20.0 and 30.0 ms",
+        ),
+        (
+            [(64, 0, 20.0), (64, 1, 24.0)],
+            [(64, 0, 28.0), (64, 1, 40.0)],
+            "with speculation took 28.0 and 40.0 ms",
+        ),
+        (
+            [(1, 0, 10.0), (8, 0, 30.0), (64, 0, 20.0)],
+            [(1, 0, 11.0), (8, 0, 28.0), (64, 0, 30.0)],
+            "30.0 ms at c=8 and 20.0 ms at c=64",
+        ),
+        ([(1, 0, 10.0), (8, 0, 9.5)], [(1, 0, 11.0), (8, 0, 11.0)], ""),
+        ([(8, 0, 20.0), (8, 1, 24.0)], [(8, 0, 28.0), (8, 1, 25.0)], ""),
+    ],
+    ids=["a slow repeat of the base", "of the other", "a slow load", "noise by load", "noise"],
+)
+def test_a_base_that_ran_slow_is_told_by_its_other_repeats_and_loads(
+    base: list[tuple[int, int, float]], spec: list[tuple[int, int, float]], said: str
+) -> None:
+    """Beside drafts, whose steps may well be slower, it would not be seen."""
+    found = [c for c in compare(at(*base), at(*spec)).caveats if c.code == "machine-drifted"]
+    assert len(found) == bool(said)
+    assert said in "".join(c.message for c in found)
+
+
 def test_identical_runs_are_no_different() -> None:
     (load,) = compare(*pair(streams(0.1, 2), streams(0.1, 2))).loads
     assert load.speedup_user is not None
