@@ -543,8 +543,17 @@ def _swept(
                 live.show(grid(None), shown.line(cell, row, reason, done, len(cells)))
 
             def job(cell: Cell) -> Job:
-                live.show(grid(cell))
-                return _cell_job(cell, prompts[cell.scenario.name], out, live)
+                table = grid(cell)
+                live.show(table)
+
+                def tokenizing(total: int) -> Any:
+                    what = f"{_clean(cell.name)}  tokenizing {total:,} prompts: "
+                    return contextlib.nullcontext(
+                        lambda count: live.show(table, status=f"{what}{count:,}")
+                    )
+
+                made = _cell_job(cell, prompts[cell.scenario.name], out, live)
+                return replace(made, tokenizing=tokenizing)
 
             say = _say(quiet)
             whole = _run(sweep.sweep(left, job, lambda c: _launched(c, wait_s, say), ended))
