@@ -12,24 +12,29 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
 
 from loadgen import slo
 from loadgen.acceptance import TOLERANCE, chunks_disproved
 from loadgen.bounds import holds, in_seconds
-from loadgen.metrics import completed, tokens_by_slice
+from loadgen.metrics import ISL, completed, tokens_by_slice
 from loadgen.plan import DIALOGUES_PER_STREAM
+from loadgen.sides import config_of
 from loadgen.stats import distribution, trend
 from loadgen.types import (
     Acceptance,
     Broke,
     Cancelled,
+    CategorySummary,
     Caveat,
     ClosedLoop,
     Completed,
     OpenLoop,
     PhaseData,
     Refused,
+    Summary,
     TimedOut,
 )
 from loadgen.written import load_label
@@ -59,6 +64,8 @@ ALIKE, ALIKE_PROMPTS, ALIKE_TOKENS = 0.5, 20, 64
 ISL_FALL = 0.25
 """Acceptance length lost from an ISL bucket to the next. Llama 3.3 70B on SPEED-Bench: EAGLE-3 goes
 2.93, 2.59, 1.19 at 1k, 2k, 8k (−12 %, −54 %); a draft model stays within 3 %."""
+LONGER = 1.25
+"""Between runs: less is another repeat of one length."""
 
 
 _MODEL = re.compile(r'[{,]model_name="([^"]*)"')
@@ -68,6 +75,7 @@ _PENALTIES = (
     "dry_multiplier",
 )
 """They change the likeliest token too; at temperature 0 no other sampler does."""
+_FALLS = "acceptance-falls-with-isl"
 _BY_ISL = (
     "Read acceptance by ISL bucket, never pooled. A drafter that was trained on short text "
     "collapses on long input: see its trained context, or use a draft model or MTP there."
@@ -645,10 +653,10 @@ def acceptance_falls_with_isl(data: PhaseData) -> Iterator[Caveat]:
     buckets.sort(key=lambda bucket: bucket[0])
     for (_, short, before), (_, long, after) in itertools.pairwise(buckets):
         if said := _fall(before, after, short, long):
-            yield _caveat(data, "acceptance-falls-with-isl", said, _BY_ISL)
+            yield _caveat(data, _FALLS, said, _BY_ISL)
 
 
-def _fall(before: Acceptance, after: Acceptance, short: str, long: str) -> str:
+def _fall(before: Acceptance, after: Acceptance, short: str, long: str, of: str = "") -> str:
     """How far acceptance length falls, where it is by ISL_FALL or more and the intervals, which
     fewer than three dialogues have not, leave a gap; "" else."""
     high, low = before.acceptance_length, after.acceptance_length
@@ -657,7 +665,7 @@ def _fall(before: Acceptance, after: Acceptance, short: str, long: str) -> str:
     if not before.interval or not after.interval or after.interval.high >= before.interval.low:
         return ""
     return (
-        f"Acceptance length falls by {1 - low / high:.0%} from {short} to {long} input tokens: "
+        f"Acceptance length falls by {1 - low / high:.0%} from {short} to {long} input tokens{of}: "
         f"{high:.2f}, {low:.2f}."
     )
 
@@ -697,6 +705,34 @@ CHECKS: tuple[Check, ...] = (
 def check_phase(data: PhaseData) -> tuple[Caveat, ...]:
     """All checks over one measured phase, in the order of CHECKS."""
     return tuple(caveat for check in CHECKS for caveat in check(data))
+
+
+def across(summaries: Sequence[Summary]) -> tuple[Summary, ...]:
+    """The runs with what only several of them tell: acceptance that falls with the input, where
+    each run has one length (--scenario throughput), of one config and load, tier by tier."""
+    places: dict[object, list[tuple[float, int, str, CategorySummary]]] = {}
+    for index, run in enumerate(summaries):
+        asked = run.info.scenario
+        for phase in run.phases if asked.dataset.kind == "throughput" else ():
+            isl = phase.distributions[ISL.name].p50 or 0.0
+            for group in phase.tiers if isl else ():
+                key = (config_of(run.info), phase.load, asked.sampling, group.category)
+                places.setdefault(key, []).append((isl, index, phase.name, group))
+    told: dict[int, list[Caveat]] = {}
+    for measured in places.values():
+        measured.sort(key=lambda at: at[0])
+        for (short, _, _, before), (long, index, phase_name, after) in itertools.pairwise(measured):
+            one, other = before.acceptance, after.acceptance
+            if long < short * LONGER or one is None or other is None:
+                continue
+            tier = f" ({after.category})"
+            if said := _fall(one, other, f"{short:,.0f}", f"{long:,.0f}", tier):
+                found = Caveat(code=_FALLS, message=said, advice=_BY_ISL, phase=phase_name)
+                told.setdefault(index, []).append(found)
+    return tuple(
+        msgspec.structs.replace(run, caveats=(*run.caveats, *told.get(index, ())))
+        for index, run in enumerate(summaries)
+    )
 
 
 def _caveat(data: PhaseData, code: str, message: str, advice: str) -> Caveat:

@@ -1213,9 +1213,11 @@ def _summary(path: Path) -> Summary:
 
 
 def _report(paths: Sequence[Path], format_name: str) -> list[Summary]:
+    from loadgen.checks import across
     from reports import as_json, table
 
-    summaries, files = _all_runs(paths)
+    found, files = _all_runs(paths)
+    summaries = [*across(found)]
     render = {"table": table.render, "json": as_json.render}[format_name]
     _print(render(_study(summaries, files)))
     return summaries

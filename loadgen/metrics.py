@@ -120,13 +120,15 @@ TTFT = Metric(
     values=_ttft,
 )
 
+ISL = Metric(
+    name="isl_tokens",
+    unit="tokens",
+    meaning="input length in the target model's tokens",
+    values=lambda r: _optional(r.isl_tokens),
+)
+
 METRICS: tuple[Metric, ...] = (
-    Metric(
-        name="isl_tokens",
-        unit="tokens",
-        meaning="input length in the target model's tokens",
-        values=lambda r: _optional(r.isl_tokens),
-    ),
+    ISL,
     Metric(
         name="osl_tokens",
         unit="tokens",

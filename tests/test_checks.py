@@ -30,6 +30,7 @@ from loadgen.types import (
     Caveat,
     ClientSample,
     ClosedLoop,
+    Dataset,
     Load,
     Message,
     OpenLoop,
@@ -50,6 +51,7 @@ from loadgen.types import (
     Snapshot,
     SpecConfig,
     SpecCounters,
+    Summary,
     TimedOut,
 )
 from tests.records import ENGINE, phase_data, prompts, record, run_info
@@ -90,15 +92,19 @@ def lines(
     return Lines(info, (*made, *more, phase, RunEnd(at_s=last, reason="completed")))
 
 
-def read(folder: Path, run: Lines) -> list[Caveat]:
-    """The caveats of a run file, by the way that `draftload report` goes."""
+def summary(folder: Path, run: Lines) -> Summary:
+    """A run file's figures, by the way that `draftload report` goes."""
     path = folder / "run.jsonl"
     path.unlink(missing_ok=True)
     store = Store(path, run.info)
     for line in run.records:
         store.append(line)
     store.close()
-    return [*cli._summary(path).caveats]
+    return cli._summary(path)
+
+
+def read(folder: Path, run: Lines) -> list[Caveat]:
+    return [*summary(folder, run).caveats]
 
 
 def codes(found: Sequence[Caveat]) -> list[str]:
@@ -575,6 +581,31 @@ def test_intervals_that_touch_are_no_fall(tmp_path: Path) -> None:
     short = [change(r, isl_bucket="1k") for r in short]
     found = codes(read(tmp_path, lines([*short, *long])))
     assert "acceptance-falls-with-isl" not in found
+
+
+def of_length(isl: int, each: Sequence[int], folder: Path, **more: Any) -> Summary:
+    """A run of --scenario throughput at one length, in one tier."""
+    made = [change(r, tier="mixed", isl_tokens=isl) for r in asked(4, each)]
+    run = lines(made, **({"scenario": {"dataset": Dataset(kind="throughput")}} | more))
+    return summary(folder, run)
+
+
+def test_acceptance_that_falls_from_run_to_run_is_told_of_the_longer_one(tmp_path: Path) -> None:
+    """AL 2.67 at 1k twice, 2 at 2k: by a quarter. Other sampling or other prompts tell nothing."""
+    high, low = (1, 3, 2, 3), (1, 2, 2, 2)
+    short, again = (of_length(1000, high, tmp_path) for _ in range(2))
+    long = of_length(2000, low, tmp_path)
+    found = checks.across([long, short, again])
+    assert [codes(run.caveats) for run in found] == [["acceptance-falls-with-isl"], [], []]
+    assert found[0].caveats[0].message == (
+        "Acceptance length falls by 25% from 1,000 to 2,000 input tokens (mixed): 2.67, 2.00."
+    )
+    warm = of_length(2000, low, tmp_path, sampling={"temperature": 1.0})
+    other = of_length(2000, low, tmp_path, scenario={"dataset": Dataset(kind="jsonl")})
+    level = of_length(2000, high, tmp_path)
+    repeat = of_length(1010, low, tmp_path)
+    for run in (warm, other, level, repeat):
+        assert [codes(one.caveats) for one in checks.across([run, short])] == [[], []]
 
 
 def test_a_trend_has_a_sign_and_its_noise(tmp_path: Path) -> None:
