@@ -507,6 +507,8 @@ def _swept(
     format_name: str,
 ) -> None:
     """Measures what is left and prints the table, however it ends; the exit code says how."""
+    from rich.text import Text
+
     from loadgen import sweep
     from reports import as_json
     from reports import sweep as shown
@@ -546,11 +548,11 @@ def _swept(
                 table = grid(cell)
                 live.show(table)
 
-                def tokenizing(total: int) -> Any:
-                    what = f"{_clean(cell.name)}  tokenizing {total:,} prompts: "
-                    return contextlib.nullcontext(
-                        lambda count: live.show(table, status=f"{what}{count:,}")
-                    )
+                @contextlib.contextmanager
+                def tokenizing(total: int) -> Iterator[Callable[[int], None]]:
+                    what = f"{_clean(cell.name)}: tokenizing {total:,} prompts: "
+                    yield lambda count: live.show([*table, Text(f"{what}{count:,}", "dim")])
+                    live.show(table)
 
                 made = _cell_job(cell, prompts[cell.scenario.name], out, live)
                 return replace(made, tokenizing=tokenizing)
