@@ -153,8 +153,8 @@ def test_the_next_source_is_used_and_the_report_says_why() -> None:
     assert best.acceptance_length is not None
     (counted,) = [a for a in others if a.source == "server counters"]
     assert "counters of 2 models" in counted.why_missing
-    (caveat,) = [c for c in found.caveats if c.code == "counters-not-usable"]
-    assert "counters of 2 models: m, other" in caveat.message
+    (caveat,) = [c for c in found.caveats if c.code == "several-models"]
+    assert "the metrics page counts m, other" in caveat.message
 
 
 def test_a_phase() -> None:
