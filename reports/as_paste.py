@@ -30,10 +30,7 @@ def render(study: Study) -> str:
     for summary in study.summaries:
         blocks.append("\n".join(_lines(_head(summary))))
         blocks += ["\n".join(_block(summary, p)) for p in summary.phases if p.measured]
-    note = (
-        "Labels as vllm bench serve prints them where they mean the same; others are draftload's."
-    )
-    return "\n\n".join([*blocks, note]) + "\n"
+    return "\n\n".join([*blocks, NOTE]) + "\n"
 
 
 def _lines(rows: Rows) -> list[str]:
