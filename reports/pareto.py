@@ -31,6 +31,9 @@ MARGIN = 12
 """Left of the plot, for the figures of its axis."""
 
 
+ROUND = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
+"""Kinds of figures, the roundest first; any factor of NARROWEST holds three of the last."""
+
 Config = tuple[str, ServerInfo, Sequence[PhaseSummary]]
 """A config's name ('' where it is alone), its server, and its measured phases."""
 Found = Mapping[tuple[str, str, int], CurveCrossing]
@@ -92,10 +95,6 @@ class _Canvas:
 
 def _share(value: float, axis: tuple[float, float]) -> float:
     return math.log(value / axis[0]) / math.log(axis[1] / axis[0])
-
-
-def _value(share: float, axis: tuple[float, float]) -> float:
-    return axis[0] * float((axis[1] / axis[0]) ** share)
 
 
 def _between(a: int, b: int, share: float) -> int:
@@ -163,21 +162,33 @@ def _crossings(curves: Sequence[_Curve]) -> Found:
 
 
 def _axes(canvas: _Canvas) -> Section:
-    """The cells with their axes: a figure at every fourth row and at three columns."""
+    """The cells with their axes, round figures beside them."""
+    up = {round((1 - _share(v, canvas.up)) * (ROWS - 1)): v for v in _ticks(canvas.up)}
     lines = []
     for row, cells in enumerate(canvas.cells):
-        value = units.about(_value(1 - row / (ROWS - 1), canvas.up))
-        axis = f"{value:>{MARGIN - 2}} ┤" if row % 4 == 0 else f"{'':>{MARGIN - 2}} │"
-        lines.append(axis + "".join(cells).rstrip())
-    base, under = ["─"] * canvas.width, [" "] * canvas.width
-    for column in (0, canvas.width // 2, canvas.width - 1):
-        base[column] = "┬"
-        said = units.about(_value(column / (canvas.width - 1), canvas.across))
+        said = f"{units.amount(up[row])} ┤" if row in up else "│"
+        lines.append(said.rjust(MARGIN) + "".join(cells).rstrip())
+    base, under = ["─"] * canvas.width, " " * canvas.width
+    for value in _ticks(canvas.across):
+        column, said = round(_share(value, canvas.across) * (canvas.width - 1)), units.amount(value)
         start = min(max(column - len(said) // 2, 0), canvas.width - len(said))
-        under[start : start + len(said)] = said
-    lines.append(f"{'└':>{MARGIN}}{''.join(base)}")
-    lines.append(" " * MARGIN + "".join(under).rstrip())
+        end = start + len(said)
+        if not under[max(start - 1, 0) : end + 1].strip():
+            base[column], under = "┬", under[:start] + said + under[end:]
+    lines += [f"{'└':>{MARGIN}}{''.join(base)}", " " * MARGIN + under.rstrip()]
     return [Text(line) for line in lines]
+
+
+def _ticks(axis: tuple[float, float]) -> list[float]:
+    """Round figures on an axis: the roundest of which there are three."""
+    low, high = axis
+    decades = [10.0**n for n in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    found: list[float] = []
+    for kinds in ROUND:
+        found = [kind * ten for ten in decades for kind in kinds if low <= kind * ten <= high]
+        if len(found) >= 3:
+            break
+    return found
 
 
 def _legend(curves: Sequence[_Curve], found: Found) -> list[str]:

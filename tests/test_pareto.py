@@ -136,13 +136,22 @@ def test_output_of_the_whole_phase_is_told() -> None:
 def test_output_is_a_gpu_where_there_are_several() -> None:
     four = change(server(), gpus=4)
     assert "Output tok/s a GPU (up)" in drawn(FALLING, of=four)
-    assert "  168 ┤ ○ c=64" in drawn(FALLING, of=four), "640 ÷ 4 and a little more"
+    assert "  100 ┤     " in drawn(FALLING, of=four), "400 ÷ 4 is a row with no mark at its left"
+    assert "  500 ┤" in drawn(FALLING)
     assert "a GPU" not in drawn(FALLING, of=change(server(), gpus=1))
 
 
 def test_more_configs_than_marks_are_counted() -> None:
     page = drawn(*[FALLING] * 10)
     assert "2 more are not drawn." in page
+
+
+@given(st.floats(1e-3, 1e7), st.floats(2.0, 1e6))
+def test_axes_have_three_round_figures(low: float, factor: float) -> None:
+    found = pareto._ticks((low, low * factor))
+    assert len(found) >= 3
+    assert found == sorted(found)
+    assert all(low <= tick <= low * factor for tick in found)
 
 
 @given(
