@@ -128,6 +128,9 @@ Isl = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for run files.")]
 FormatName = Annotated[str, typer.Option("--format", help="table or json.")]
+Paste = Annotated[
+    bool, typer.Option("--paste", help="label: value lines for an issue, as vllm bench serve has.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 StartTimeout = Annotated[
     str, typer.Option("--start-timeout", help="How long a server may take to get ready.")
@@ -343,6 +346,7 @@ def run(
     no_text: Annotated[bool, typer.Option("--no-text", help="No texts in the run file.")] = False,
     out: Out = Path("runs"),
     format_name: FormatName = "table",
+    paste: Paste = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a server: acceptance, speed and latency at every load; a run file and a report.
@@ -363,7 +367,7 @@ def run(
         raise UserError("give either --url of a running server or --server F.toml to start one.")
     if save_prompts and no_text:
         raise UserError("--save-prompts and --no-text contradict each other; give one.")
-    _format(format_name)
+    format_name = _pasted(format_name, paste)
     scenario = _changed(
         sets.scenario(scenario_name),
         concurrency=concurrency,
@@ -633,13 +637,13 @@ def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run files, or a folder of them.")],
     format_name: FormatName = "table",
+    paste: Paste = False,
 ) -> None:
     """Any report from run files; never talks to a server.
 
-    Example: draftload report runs/*.jsonl --format json
+    Examples: draftload report runs/*.jsonl --format json · draftload report RUN --paste
     """
-    _format(format_name)
-    _report(runs, format_name)
+    _report(runs, _pasted(format_name, paste))
 
 
 @app.command(short_help="Does it pay? Runs with speculation against their baseline.")
@@ -1216,11 +1220,11 @@ def _summary(path: Path) -> Summary:
 
 def _report(paths: Sequence[Path], format_name: str) -> list[Summary]:
     from loadgen.checks import across
-    from reports import as_json, table
+    from reports import as_json, as_paste, table
 
     found, files = _all_runs(paths)
     summaries = [*across(found)]
-    render = {"table": table.render, "json": as_json.render}[format_name]
+    render = {"table": table.render, "json": as_json.render, "paste": as_paste.render}[format_name]
     _print(render(_study(summaries, files)))
     return summaries
 
@@ -1627,6 +1631,14 @@ def _format(name: str, *more: str) -> None:
     *most, last = ("table", "json", *more)
     if name not in (*most, last):
         raise UserError(f"unknown format '{name}'. Expected {', '.join(most)} or {last}.")
+
+
+def _pasted(format_name: str, paste: bool) -> str:
+    """What --format and --paste ask for."""
+    _format(format_name)
+    if paste and format_name != "table":
+        raise UserError(f"--paste and --format {format_name} exclude each other; give one.")
+    return "paste" if paste else format_name
 
 
 def _headers(lines: Sequence[str] | None, key_file: Path | None) -> dict[str, str]:

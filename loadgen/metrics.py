@@ -22,6 +22,7 @@ from loadgen.types import (
     Completed,
     Distribution,
     PhaseData,
+    PhaseSummary,
     Refused,
     RequestCounts,
     RequestFigures,
@@ -239,6 +240,16 @@ def span_s(records: Sequence[RequestRecord]) -> float:
     if not records:
         return 0.0
     return max(r.end_s for r in records) - min(r.sent_s for r in records)
+
+
+def requests_per_s(phase: PhaseSummary) -> float | None:
+    """Completed requests a second, first send to last end."""
+    return phase.requests.completed / phase.span_s if phase.span_s > 0 else None
+
+
+def total(distribution: Distribution) -> int | None:
+    """The sum of what is counted in whole numbers, such as tokens; None where nothing was."""
+    return None if distribution.mean is None else round(distribution.mean * distribution.n)
 
 
 def throughput(data: PhaseData) -> Throughput:

@@ -1194,6 +1194,28 @@ class BreakEven(Noun, frozen=True, kw_only=True):
     why_no_verdict: str = ""
 
 
+class OperatingPoint(Noun, frozen=True, kw_only=True):
+    """One load of one config: user speed against output tokens/s, which may be of a GPU.
+
+    `steady` False: output over the whole phase. Means over `repeats`.
+    """
+
+    load: Load
+    user_tokens_per_s: float
+    output_tokens_per_s: float
+    steady: bool = True
+    repeats: int = 1
+
+
+class CurveCrossing(Noun, frozen=True, kw_only=True):
+    """Where two configs give the same output at the same user speed, between measured loads.
+    `second_above`: at higher user speeds the second gives more output, at lower ones less."""
+
+    user_tokens_per_s: float
+    output_tokens_per_s: float
+    second_above: bool
+
+
 class Judged(Noun, frozen=True, kw_only=True):
     """A `--fail-if` bound at one load. `crossed` with the value that it was held against; `spec`
     is what the side with speculation is called."""

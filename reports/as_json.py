@@ -50,8 +50,17 @@ DISTRIBUTIONS = (
 """Always there, null where not measured; a phase's further ones follow at its end."""
 
 _PRIVATE = ("env", "executable", "extra_args", "files_dir")
-_C1 = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
-"""JSON allows these control characters unescaped; a terminal acts on them."""
+_ACTED_ON = (
+    *range(0x7F, 0xA0),
+    0x61C,
+    0x200E,
+    0x200F,
+    *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A),
+)
+_ESCAPED = {code: f"\\u{code:04x}" for code in _ACTED_ON}
+"""JSON allows control characters and those that turn the direction of text unescaped; a terminal
+acts on them."""
 
 Json = dict[str, Any]
 
@@ -75,7 +84,7 @@ def render(study: Study) -> str:
     if study.misstatement is not None:
         report["misstatement"] = _misstatement(study.misstatement)
     text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
-    return text.translate(_C1) + "\n"
+    return text.translate(_ESCAPED) + "\n"
 
 
 def _run(summary: Summary) -> Json:

@@ -25,7 +25,7 @@ from loadgen.types import (
     Summary,
 )
 from loadgen.written import load_label, load_order
-from reports import page, units
+from reports import page, pareto, units
 from reports.page import Column, Section, dist, wrapped
 
 MOST_IN_SENTENCE = 3
@@ -45,16 +45,19 @@ def render(study: Study) -> str:
     troubles = [f"{name}: {said}" for name, run in runs if (said := page.trouble(run))]
     first = ("SIMULATED: " if simulated else "") + "".join(troubles) + verdict(found)
     rows = [("", load.spec) for load in found.loads]
+    noted = [("", _of_both(study)), *((name, _any_repeat(run)) for name, run in runs)]
+    at = [[(name, page.load_label("", row.spec)) for name, _ in noted] for row in found.loads]
     sections = (
         wrapped(first, width, style="bold"),
         page.header([("base", found.base), ("spec", found.spec)], width),
-        loads(found.loads, width),
+        loads(found.loads, width, page.marks(noted, at)),
         what_else(found, width),
+        plot(found, width),
         page.acceptance_block(rows, width),
         *categories(found.loads, width),
         *figures(found.loads, width),
         page.positions(rows, width),
-        page.caveats([("", _of_both(study)), *((n, _any_repeat(r)) for n, r in runs)], width),
+        page.caveats(noted, width),
         page.paths(study, labels(found)),
     )
     return page.text_of(sections, study)
@@ -134,7 +137,7 @@ def speedup(found: Speedup | None) -> str:
     return units.ratio(found.ratio) + around
 
 
-def loads(rows: Sequence[LoadComparison], width: int) -> Section:
+def loads(rows: Sequence[LoadComparison], width: int, marks: Column | None = None) -> Section:
     """A row a load: both speedups, both runs' figures, acceptance; and the notes to it."""
     if not rows:
         return []
@@ -152,8 +155,25 @@ def loads(rows: Sequence[LoadComparison], width: int) -> Section:
         _both("TTFT p95 ms", 5, rows, lambda r, p: units.milliseconds(dist(p, "ttft_s").p95)),
         *page.acceptance_columns([page.best(row.spec) for row in rows], drops),
         *_more(rows),
+        *([marks] if marks is not None else []),
     ]
     return [*page.grid(columns, width), *_notes(rows, width), *_reasons(rows, width)]
+
+
+def plot(found: Comparison, width: int) -> Section:
+    """A curve a side."""
+    base = [_on_basis(row, row.base) for row in found.loads]
+    spec = [_on_basis(row, row.spec) for row in found.loads]
+    sides = (("base", found.base.server, base), ("spec", found.spec.server, spec))
+    return pareto.plot(sides, width)
+
+
+def _on_basis(row: LoadComparison, phase: PhaseSummary) -> PhaseSummary:
+    """With the whole phase's output alone where the ratio is of that."""
+    if row.throughput_basis == "steady":
+        return phase
+    whole = msgspec.structs.replace(phase.throughput, steady=None)
+    return msgspec.structs.replace(phase, throughput=whole)
 
 
 def _more(rows: Sequence[LoadComparison]) -> list[Column]:

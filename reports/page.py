@@ -8,6 +8,7 @@ compute a figure, talk to a server, read the environment: the same study gives t
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -159,23 +160,30 @@ def span(columns: Iterable[Column]) -> int:
     return sum(cell_len(column.lines()[0]) + 2 for column in columns) - 2
 
 
-def grid(columns: Sequence[Column], width: int, *, tell: bool = True) -> Section:
-    """A table of the columns that fit; `tell` names the others in a note below it.
-
-    A column in which nothing was measured goes before any other.
-    """
+def fitting(columns: Sequence[Column], width: int) -> list[Column]:
+    """The columns without those that must go. One in which nothing was measured goes first."""
     kept = list(columns)
     while span(kept) > width and (loose := [c for c in kept if c.drop]):
-        kept.remove(max(loose, key=lambda c: (set(c.cells) == {MISSING}, c.drop)))
+        kept.remove(max(loose, key=lambda c: ({*c.cells} == {MISSING}, c.drop)))
+    return kept
+
+
+def grid(columns: Sequence[Column], width: int, *, tell: bool = True) -> Section:
+    """A table of the columns that fit; `tell` names the others in a note below it."""
+    kept = fitting(columns, width)
     height = max(column.head.count("\n") + 1 for column in kept)
     lines = ["  ".join(row) for row in zip(*(c.lines(height) for c in kept), strict=True)]
     section = [Text(line, style="dim") for line in (*lines[:height], "─" * span(kept))]
     section += map(Text, lines[height:])
     for line in section:
         line.truncate(width, overflow="ellipsis")
-    dropped = ", ".join(c.name for c in columns if c not in kept)
-    note = f"Not shown at {width} columns: {dropped}."
-    return section + (wrapped(note, width, style="dim") if dropped and tell else [])
+    dropped = [c.name for c in columns if c not in kept]
+    told = wrapped(_not_shown(dropped, width), width, style="dim") if dropped and tell else []
+    return section + told
+
+
+def _not_shown(names: Iterable[str], width: int) -> str:
+    return f"Not shown at {width} columns: {', '.join(names)}."
 
 
 def bar(share: float) -> str:
@@ -187,8 +195,9 @@ def bar(share: float) -> str:
 def whiskers(points: Sequence[Point], every: Sequence[Point], width: int, unit: str) -> Column:
     """Each value with its interval, a dotted line at 1, on a scale that fits `every` point.
 
-    It spans the values, and their intervals up to twice as far from 1 as any value; arrows show
-    where an interval goes on.
+    Values without a unit are lengths: a bar from 1 leads up to each. The scale spans the values,
+    and their intervals up to twice as far from 1 as any value; arrows show where an interval goes
+    on.
     """
     values = [value for value, _ in every if value is not None] or [1.0]
     ends = [*values, *(end for _, i in every if i is not None for end in (i.low, i.high)), 1.0]
@@ -201,12 +210,14 @@ def whiskers(points: Sequence[Point], every: Sequence[Point], width: int, unit: 
 
     def row(value: float | None, around: Interval | None) -> str:
         line = [" "] * width
+        if value is not None and not unit:
+            line[one : cell(value)] = "━" * max(cell(value) - one, 0)
         if around is not None:
             for at in range(cell(around.low), cell(around.high) + 1):
                 line[at] = "─"
             line[0] = "◂" if around.low < low else line[0]
             line[-1] = "▸" if around.high > high else line[-1]
-        line[one] = {" ": "┊", "─": "┼"}.get(line[one], line[one])
+        line[one] = {" ": "┊", "─": "┼", "━": "┝"}.get(line[one], line[one])
         if value is not None:
             line[cell(value)] = "●"
         return "".join(line)
@@ -528,16 +539,22 @@ def category_blocks(blocks: Sequence[CategoryBlock], width: int, unit: str = "")
     """Whiskers of one scale where the page has room for them, a mark where steps are few."""
     every = [point for block in blocks for point in block.points]
     note = f"Few steps: under {FEW_STEPS} decode steps, too few for a verdict."
-    sections, noted = [], False
+    sections, noted, lost = [], False, dict[str, None]()
     for block in blocks:
         few = ["few steps" if s is not None and s < FEW_STEPS else "" for s in block.steps]
         marks, noted = [Column("", few, 1, left=True)] if any(few) else [], noted or any(few)
         columns = [*block.before, *block.after, *marks]
-        room = min(width - span(columns) - 2, WIDEST_PLOT)
-        if room >= WIDEST_PLOT // 2 and any(around is not None for _, around in block.points):
-            columns.insert(len(block.before), whiskers(block.points, every, room, unit))
+        if any(around is not None for _, around in block.points):
+            kept = fitting(columns, width - WIDEST_PLOT // 2 - 2)
+            room = min(width - span(kept) - 2, WIDEST_PLOT)
+            if room >= WIDEST_PLOT // 2:
+                at = sum(column in kept for column in block.before)
+                lost |= dict.fromkeys(c.name for c in columns if c not in kept)
+                columns = [*kept[:at], whiskers(block.points, every, room, unit), *kept[at:]]
         title = wrapped(block.title, width, style="bold")
         sections.append([*title, *grid(columns, width, tell=False)])
+    if lost:
+        sections[-1] += wrapped(_not_shown(lost, width), width, style="dim")
     if noted:
         sections[-1] += wrapped(note, width, style="dim")
     return sections
@@ -569,20 +586,46 @@ def positions(rows: Sequence[Row], width: int) -> Section:
 # ── caveats and paths ────────────────────────────────────────────────────────────────────────────
 
 
-def caveats(runs: Sequence[tuple[str, Summary]], width: int) -> Section:
-    """Each caveat once, with the runs and loads it is about; its advice under it."""
+Runs = Sequence[tuple[str, Summary]]
+
+
+def _said_of(runs: Runs) -> dict[tuple[str, str], list[tuple[str, tuple[str, str]]]]:
+    """(code, advice) → its messages, each with the run and the load it is about ('': of all)."""
     found = []
     for run, summary in runs:
         names = {phase.name: load_label("", phase) for phase in summary.phases}
         for caveat in summary.caveats:
             at = names.get(caveat.phase or "", caveat.phase or "")
             found.append(((caveat.code, caveat.advice), (caveat.message, (run, at))))
+    return grouped(found)
+
+
+def _letters(runs: Runs) -> dict[tuple[str, str], str]:
+    """A letter for each caveat that is about a load and not about all."""
+    of_loads = (key for key, said in _said_of(runs).items() if any(at for _, (_, at) in said))
+    return dict(zip(of_loads, string.ascii_lowercase, strict=False))
+
+
+def marks(runs: Runs, places: Iterable[Iterable[tuple[str, str]]]) -> Column | None:
+    """The letters of the caveats about each row of a table; `places`: its runs and loads."""
+    letters, found = _letters(runs), _said_of(runs)
+    at = [(letters[key], place) for key in letters for _, place in found[key]]
+    rows = [{*row} for row in places]
+    cells = ["".join(dict.fromkeys(c for c, place in at if place in row)) for row in rows]
+    return Column("caveat\nmarks", cells, 2, "caveat marks") if any(cells) else None
+
+
+def caveats(runs: Runs, width: int) -> Section:
+    """Each caveat once, with the runs and loads it is about; its advice under it."""
+    found, letters = _said_of(runs), _letters(runs)
     section = wrapped("Caveats", width, style="bold") if found else []
-    for (code, advice), said in grouped(found).items():
+    for (code, advice), said in found.items():
+        mark = f"{letters.get((code, advice), ' ')} " if letters else ""
+        indent = " " * (len(mark) + 4)
         for message, places in grouped(said).items():
             text = f"{code}{_places(places)}: {message}"
-            section += wrapped(text, width, "  ", "    ", style="yellow")
-        section += wrapped(f"→ {advice}", width, "    ", "      ")
+            section += wrapped(text, width, f"  {mark}", indent, style="yellow")
+        section += wrapped(f"→ {advice}", width, indent, indent + "  ")
     return section
 
 

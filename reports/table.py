@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from loadgen.types import Distribution, OpenLoop, PhaseSummary, ServerContext, Study, Summary
 from loadgen.written import load_label, load_order
-from reports import page, units
+from reports import page, pareto, units
 from reports.page import Column, Row, Section, dist, wrapped
 
 
@@ -22,8 +22,9 @@ def render(study: Study) -> str:
     sections = (
         wrapped(verdict(study.summaries), width, style="bold"),
         page.header([(label, s.info) for label, s in runs], width),
-        loads(rows, width),
+        loads(rows, width, page.marks(runs, [[(run, page.load_label("", p))] for run, p in rows])),
         server(rows, width),
+        plot(runs, width),
         page.acceptance_block(rows, width),
         *categories(by_run, width),
         *(page.positions(run, width) for run in by_run),
@@ -105,17 +106,17 @@ OPEN = ("TTFT p50 from intended", "TTFT p95 from intended", "send delay", "E2EL 
 FIGURES: tuple[tuple[str, str, int, Cell], ...] = (
     ("load", "load", 0, lambda p: load_label(p.load)),
     ("repeat", "repeat", 0, lambda p: str(p.repeat + 1)),
-    ("requests\ndone of\nsent", "requests", 3, _done),
+    ("requests\ndone of\nsent", "requests", 6, _done),
     ("output\nsteady\ntok/s", "steady output", 1, lambda p: _RATE(p.throughput.steady)),
-    ("output\nwhole\ntok/s", "whole output", 9, lambda p: _RATE(p.throughput.whole)),
+    ("output\nwhole\ntok/s", "whole output", 5, lambda p: _RATE(p.throughput.whole)),
     ("user\np50\ntok/s", "user speed", 1, lambda p: _RATE(dist(p, "user_tokens_per_s").p50)),
-    ("TTFT\np50\nms", "TTFT p50", 4, lambda p: _MS(dist(p, "ttft_s").p50)),
-    ("TTFT\np95\nms", "TTFT p95", 5, lambda p: _MS(dist(p, "ttft_s").p95)),
+    ("TTFT\np50\nms", "TTFT p50", 8, lambda p: _MS(dist(p, "ttft_s").p50)),
+    ("TTFT\np95\nms", "TTFT p95", 3, lambda p: _MS(dist(p, "ttft_s").p95)),
     (f"TTFT p50\n{_DUE}", "TTFT p50 from intended", 13, lambda p: _MS(_due(p, "ttft").p50)),
     (f"TTFT p95\n{_DUE}", "TTFT p95 from intended", 2, lambda p: _MS(_due(p, "ttft").p95)),
     ("send\ndelay\np95 ms", "send delay", 10, lambda p: _MS(dist(p, "send_delay_s").p95)),
-    ("TPOT\np50\nms", "TPOT", 8, lambda p: _MS(dist(p, "tpot_s").p50)),
-    ("step\ntime\nms", "step time", 10, lambda p: _MS(p.step_time_s)),
+    ("TPOT\np50\nms", "TPOT", 4, lambda p: _MS(dist(p, "tpot_s").p50)),
+    ("step\ntime\nms", "step time", 5, lambda p: _MS(p.step_time_s)),
     ("chunk\ngap p50\nms", "chunk gap", 14, _chunk_gap),
     ("E2EL\np50\nms", "E2EL", 15, lambda p: _MS(dist(p, "e2el_s").p50)),
     (f"E2EL p50\n{_DUE}", "E2EL from intended", 14, lambda p: _MS(_due(p, "e2el").p50)),
@@ -123,8 +124,8 @@ FIGURES: tuple[tuple[str, str, int, Cell], ...] = (
 """Head, name, drop and cell of the columns that are not acceptance, in the order of reading."""
 
 
-def loads(rows: Sequence[Row], width: int) -> Section:
-    """The table of loads and the notes that belong to it."""
+def loads(rows: Sequence[Row], width: int, marks: Column | None = None) -> Section:
+    """The table of loads and the notes that belong to it; `marks` is its last column."""
     if not rows:
         return []
     phases = [phase for _, phase in rows]
@@ -134,7 +135,7 @@ def loads(rows: Sequence[Row], width: int) -> Section:
         **dict.fromkeys(OPEN, not any(isinstance(p.load, OpenLoop) for p in phases)),
     }
     figures = [f for f in FIGURES if not absent.get(f[1])]
-    drops = {"AL": 2, "AL where drafted": 6, "draft coverage": 7, "acceptance rate": 13}
+    drops = {"AL": 2, "AL where drafted": 7, "draft coverage": 4, "acceptance rate": 13}
     in_flight = [units.whole(p.achieved_concurrency_p50) for p in phases]
     at_server = [units.whole((p.server or ServerContext()).in_flight_p50) for p in phases]
     told = {*at_server} != {units.MISSING}
@@ -144,6 +145,7 @@ def loads(rows: Sequence[Row], width: int) -> Section:
         *page.acceptance_columns([*map(page.best, phases)], drops),
         Column("in\nflight\np50", in_flight, 12, "in flight"),
         *([Column("at\nserver\np50", at_server, 11, "at server")] if told else []),
+        *([marks] if marks is not None else []),
     ]
     return [*page.grid(columns, width), *_notes(rows, width)]
 
@@ -164,6 +166,12 @@ def _notes(rows: Sequence[Row], width: int) -> Section:
     if sources:
         notes.append(f"Steps behind the step time: {page.listed(sources)}.")
     return [line for note in notes for line in wrapped(note, width, style="dim")]
+
+
+def plot(runs: Sequence[tuple[str, Summary]], width: int) -> Section:
+    """A curve a run."""
+    found = [(run, s.info.server, [p for p in s.phases if p.measured]) for run, s in runs]
+    return pareto.plot(found, width)
 
 
 def server(rows: Sequence[Row], width: int) -> Section:
@@ -204,8 +212,10 @@ def categories(runs: Iterable[Sequence[Row]], width: int) -> list[Section]:
         of, found = phase.categories, [c.acceptance or page.NOTHING for c in phase.categories]
         before = [
             Column("category", [page.short(c.category) for c in of], left=True),
-            Column("requests", [units.count(c.requests) for c in of], 3),
-            Column("user p50\ntok/s", [_RATE(c.user_tokens_per_s.p50) for c in of], 2),
+            Column("requests", [units.count(c.requests) for c in of], 3, "requests"),
+            Column(
+                "user p50\ntok/s", [_RATE(c.user_tokens_per_s.p50) for c in of], 2, "user speed"
+            ),
             *page.acceptance_columns(found, {"steps": 4, "AL": 1, "interval": 1}),
         ]
         points = [(a.acceptance_length, a.interval) for a in found]

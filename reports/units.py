@@ -36,6 +36,13 @@ def number(value: float | None) -> str:
     return _unsigned(f"{value:,.2f}")
 
 
+def bare(value: float | None, times: float = 1.0) -> str:
+    """Two decimals and no separators, as other tools read numbers: 1234.5 → '1234.50'."""
+    if value is None or not math.isfinite(value * times):
+        return MISSING
+    return _unsigned(f"{value * times:.2f}")
+
+
 def count(value: int | None) -> str:
     """A whole number with thousands separated: 1234 → '1,234'."""
     return MISSING if value is None else f"{value:,}"

@@ -257,10 +257,11 @@ def test_the_server_config_keeps_its_secrets() -> None:
 
 def test_no_control_character_is_written() -> None:
     run = summary()
-    name = "m\x1b[31m\x9b2J\x7f"
+    name = "m\x1b[31m\x9b2J\x7f\u202e\u2066"
     named = change(run, info=change(run.info, server=change(run.info.server, model=name)))
     text = render(with_summary(single(), named))
     assert not [c for c in text if (ord(c) < 32 and c != "\n") or 0x7F <= ord(c) < 0xA0]
+    assert not {*text} & {"\u202e", "\u2066"}
     assert json.loads(text)["run"]["server"]["model"] == name
 
 

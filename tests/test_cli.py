@@ -116,6 +116,33 @@ def test_a_run_from_url_to_report(truth: Truth, asked: Path, tmp_path: Path) -> 
     assert "1.00×" in same.stdout
 
 
+HOSTILE = "x\x1b]8;;http://evil\x07link\x1b]8;;\x07\x1b[2J\r\u202e\u2066\x9b31m"
+
+
+def test_no_text_from_outside_reaches_the_terminal_as_control(truth: Truth, tmp_path: Path) -> None:
+    """Names and categories of a dataset; what servers say has tests of its own."""
+    rows = [
+        {"id": f"{HOSTILE}{n}", "category": HOSTILE, "prompt_token_ids": list(range(10 + n, 40))}
+        for n in range(8)
+    ]
+    hostile = tmp_path / "hostile.jsonl"
+    hostile.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = draftload(*measured(truth(5, 2, 3), hostile), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run_file,) = (tmp_path / "runs").glob("*.jsonl")
+    words = ["report", str(run_file)]
+    more = [draftload(*words, *m, cwd=tmp_path) for m in ((), ("--format", "json"), ("--paste",))]
+    file = str(run_file)
+    more += [draftload("compare", file, file, *m, cwd=tmp_path) for m in ((), ("--map",))]
+    more.append(draftload("compare", file, file, "--format", "markdown", cwd=tmp_path))
+    for one in (done, *more):
+        assert one.returncode == 0, one.stderr
+        said = one.stdout + one.stderr
+        assert {c for c in said if not c.isprintable()} <= {"\n"}
+    assert "\nSuccessful requests:                     " in more[2].stdout
+    assert "x\\x1b]8;;http://evil" in done.stdout
+
+
 def test_runs_are_compared_mapped_and_held_against_bounds(
     truth: Truth, asked: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +243,8 @@ def test_a_printed_command_shows_no_secret_and_can_be_pasted(tmp_path: Path) -> 
         (["run", "--url", "x", "--ca-file", "none"], "cannot use the TLS files none"),
         (["run", "--url", "x", "--client-key", "none"], "without --client-cert"),
         (["report", "none.jsonl"], "cannot read none.jsonl"),
+        (["report", "none.jsonl", "--paste", "--format", "json"], "exclude each other"),
+        (["run", "--url", "x", "--paste", "--format", "json"], "exclude each other"),
         (["compare", "none.jsonl", "none.jsonl"], "cannot read none.jsonl"),
         (["compare", "a", "b", "--fail-if", "speedup_usr<1"], "did you mean 'speedup_user'"),
         (["compare", "a", "b", "--junit", "x.xml"], "nothing to write without --fail-if"),

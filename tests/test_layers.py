@@ -31,7 +31,8 @@ LAYERS: Mapping[str, frozenset[str]] = {
     "pure": _modules(
         "loadgen",
         "acceptance answers arrivals bounds breakeven capacity checks compare gates matrix metrics"
-        " misstatement plan protocol sides slo stats stepcost store summarize tokens written",
+        " misstatement pareto plan protocol sides slo stats stepcost store summarize tokens"
+        " written",
     ),
     "edge": _modules("loadgen", "embed scrape transport"),
     "loops": _modules("loadgen", "measure monitor preflight runner sweep"),
@@ -72,7 +73,7 @@ FOREIGN: Mapping[str, tuple[frozenset[str], bool]] = {
 """Package → who may import it, and whether only lazily: in a function or under TYPE_CHECKING."""
 
 NO_ENGINE = _modules("servers", "launch fitting series simulated dialects pages")
-NO_RENDER = _modules("reports", "units page live progress exposition prometheus datasets")
+NO_RENDER = _modules("reports", "units page pareto live progress exposition prometheus datasets")
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────

@@ -288,7 +288,37 @@ def test_messages_with_one_advice_share_it() -> None:
         for n in (1, 8)
     )
     page = render(with_summary(single(), change(summary(), caveats=two)))
-    assert "  x (c=1): 1 of 9 broke.\n  x (c=8): 8 of 9 broke.\n    → Mend it.\n" in page
+    assert "  a x (c=1): 1 of 9 broke.\n  a x (c=8): 8 of 9 broke.\n      → Mend it.\n" in page
+
+
+def test_a_load_has_the_letters_of_the_caveats_about_it() -> None:
+    page = render(single())
+    marks = {line.split()[0]: line.split()[-1] for line in page.split("\n") if "34 of 34" in line}
+    assert marks == {"c=1": "a", "c=8": "ab"}
+    assert "  a outputs-capped (c=1 and c=8): " in page
+    assert "  b too-few-dialogues (c=8): " in page
+    assert "\n    same-machine: " in page, "about the run, not about a load"
+
+
+def test_a_run_without_caveats_at_a_load_has_no_marks() -> None:
+    of_run = change(summary(), caveats=caveats()[:1])
+    page = render(with_summary(single(), of_run))
+    assert "marks" not in page
+    assert "\n  same-machine: " in page
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_what_a_load_must_show_fits_at_every_width(width: int) -> None:
+    page = render(single(width))
+    row = next(line.split() for line in page.split("\n") if line.startswith(" c=8 "))
+    wanted = ["94.2", "91.5", "12.2", "487", "82.0", "120", "1.46", "21.6", "ab"]
+    assert [cell for cell in row if cell in wanted] == wanted
+    assert "━●─" in page or "─●─" in page
+
+
+def test_columns_of_categories_that_are_left_out_are_named() -> None:
+    assert "Not shown at 80 columns: requests, steps, AL where drafted.\nFew" in render(single(80))
+    assert render(single(160)).count("Not shown") == 0
 
 
 def hostile(study: Study) -> Study:

@@ -16,6 +16,7 @@ ANY = st.floats(allow_nan=True, allow_infinity=True)
 TEXT_OF = (
     units.figure,
     units.number,
+    units.bare,
     units.duration,
     units.milliseconds,
     units.rate,
