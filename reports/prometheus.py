@@ -170,7 +170,7 @@ class _Seen:
     ended: dict[str, tuple[int, int]] = field(default_factory=dict)
     grown: dict[str, SpecCounters] = field(default_factory=dict)
     start: Snapshot | None = None
-    shot_s: float | None = None
+    shot: Snapshot | None = None
     sample: ClientSample | None = None
 
 
@@ -196,6 +196,7 @@ class Exporter:
         self._categories = tuple(dict.fromkeys(label(p.category) for p in plan.prompts))
         self._run = run_labels(info.run_id, info.scenario.name, info.server)
         self._stamped = 0
+        self._under_way: tuple[Load, int] | None = None
         self._enter(next(iter(self._phases.values())))
         self._build()
         try:
@@ -228,10 +229,13 @@ class Exporter:
         phase = self._phases.get(name)
         if phase is None:
             return False
-        if (phase.load, phase.repeat) != (self._phase.load, self._phase.repeat):
+        under_way = (phase.load, phase.repeat)
+        if under_way != self._under_way:
+            self._under_way = under_way
             self._enter(phase)
         elif phase is not self._phase:
-            self._phase, self._seen.start, self._seen.sample = phase, None, None
+            self._phase = phase
+            self._seen.start = self._seen.shot = self._seen.sample = None
         return True
 
     def _see(self, record: Record) -> None:
@@ -282,8 +286,8 @@ class Exporter:
         page.set(CPU_SECONDS, labels, sample.cpu_s)
         if last is not None and sample.at_s > last.at_s:
             page.set(CPU_RATIO, labels, (sample.cpu_s - last.cpu_s) / (sample.at_s - last.at_s))
-        shot_s = self._seen.shot_s
-        if shot_s is not None and self._engine.tick_prefixes and sample.at_s - shot_s > LATE_S:
+        shot = self._seen.shot
+        if shot is not None and self._engine.tick_prefixes and sample.at_s - shot.at_s > LATE_S:
             self._scrape_failed()
 
     def _idle(self) -> None:
@@ -293,7 +297,6 @@ class Exporter:
 
     def _scraped(self, shot: Snapshot) -> None:
         page, labels, seen = self._page, self._labels, self._seen
-        seen.shot_s = shot.at_s
         page.set(SCRAPE_UP, labels, 1)
         load = self._engine.load(shot.samples)
         for family, value in (
@@ -303,13 +306,15 @@ class Exporter:
         ):
             if value is not None:
                 page.set(family, labels, value)
+        before, seen.shot = seen.shot, shot
         if shot.edge == "start":
             seen.start = shot
         elif seen.start is not None:
-            grown = growth(seen.start, shot, self._engine)
+            grown = growth(seen.start, before or shot, shot, self._engine)
             category = self._phase.category or ""
+            seen.grown.pop(category, None)
             if grown is None:
-                seen.grown.pop(category, None)
+                seen.start = None  # a restart, or another's page: nothing of this phase is told
             else:
                 seen.grown[category] = grown
 
@@ -334,13 +339,17 @@ class Exporter:
         self._show(joined((page, counted)))
 
 
-def growth(start: Snapshot, now: Snapshot, engine: Engine) -> SpecCounters | None:
-    """What the server's counters grew by since a phase began, as the report has it at its end."""
+def growth(start: Snapshot, last: Snapshot, now: Snapshot, engine: Engine) -> SpecCounters | None:
+    """What the server's counters grew by since a phase began, as the report has it at its end.
+
+    None: they are not one server's, or went back, since the start or since the `last` page.
+    """
     if now.edge == "tick":  # holds only what is sampled in a phase
         kept = {k: v for k, v in start.samples.items() if k.startswith(engine.tick_prefixes)}
         start = msgspec.structs.replace(start, samples=kept)
         now = msgspec.structs.replace(now, edge="end")
-    return counter_growth((start, now), engine)[0]
+    last = msgspec.structs.replace(last, edge="tick")
+    return counter_growth((start, last, now), engine)[0]
 
 
 # ── labels ───────────────────────────────────────────────────────────────────────────────────────
