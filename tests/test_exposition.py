@@ -37,7 +37,7 @@ def test_counts_gauges_and_histograms_are_read_back() -> None:
         (SENT.name, (m,)): 3,
         (OPEN.name, ()): 0.5,
         ("draftload_wait_seconds_bucket", (m, ("le", "0.1"))): 2,
-        ("draftload_wait_seconds_bucket", (m, ("le", "1"))): 3,
+        ("draftload_wait_seconds_bucket", (m, ("le", "1.0"))): 3,
         ("draftload_wait_seconds_bucket", (m, ("le", "+Inf"))): 4,
         ("draftload_wait_seconds_sum", (m,)): pytest.approx(7.65),
         ("draftload_wait_seconds_count", (m,)): 4,

@@ -28,10 +28,14 @@ from loadgen.types import (
     Completed,
     Dataset,
     Message,
+    Observer,
     OpenLoop,
+    Plan,
     Prompt,
     PromptRecord,
+    Record,
     RequestRecord,
+    RunInfo,
     Sampling,
     Scenario,
     ServerConfig,
@@ -119,6 +123,33 @@ async def test_every_source_says_what_the_simulator_did(tmp_path: Path) -> None:
         assert phase.requests.completed == phase.requests.sent
     codes = {c.code for c in summary.caveats}
     assert not codes & {"foreign-traffic", "chunks-not-steps", "server-not-idle", "request-errors"}
+
+
+async def test_other_observers_hear_the_run_and_one_that_raises_is_dropped_alone(
+    tmp_path: Path,
+) -> None:
+    heard: list[Record] = []
+    left: list[str] = []
+
+    @contextlib.contextmanager
+    def hearing(plan: Plan, info: RunInfo) -> Iterator[Observer]:
+        assert plan.phases
+        yield heard.append
+        left.append(info.run_id)
+
+    def fail(_: Record) -> None:
+        raise ZeroDivisionError
+
+    @contextlib.contextmanager
+    def failing(_: Plan, info: RunInfo) -> Iterator[Observer]:
+        yield fail
+        left.append(f"failing {info.run_id}")
+
+    async with simulated(time_scale=0.0) as url:
+        summary, records = await run(url, tmp_path, also=(failing, hearing))
+    assert [r for r in heard if isinstance(r, RequestRecord)] == records
+    assert left == [summary.info.run_id, f"failing {summary.info.run_id}"]
+    assert [c.code for c in summary.caveats].count("observer-dropped") == 1
 
 
 async def test_multi_turn_dialogues_carry_the_models_own_answers(tmp_path: Path) -> None:
