@@ -22,7 +22,7 @@ import msgspec
 
 from loadgen import __version__
 from loadgen.acceptance import CHUNKS, COUNTERS, PER_REQUEST, ChunkSums, drafts_of, of_request
-from loadgen.metrics import METRICS, figure
+from loadgen.metrics import METRICS, REQUEST_BOUNDS_S, TOKEN_BOUNDS_S, TTFT_BOUNDS_S, figure
 from loadgen.summarize import counter_growth
 from loadgen.types import (
     Broke,
@@ -57,20 +57,6 @@ MOST_CHARACTERS = 200
 LATE_S = 10.0
 """A page that is read every second, in 5 s at most, is gone when it was not read for so long."""
 
-# vllm/v1/metrics/loggers.py, 0.32: seconds.
-_TTFT = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
-)  # fmt: skip
-_PER_TOKEN = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
-    40.0, 80.0,
-)  # fmt: skip
-_REQUEST = (
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
-    480.0, 960.0, 1920.0, 7680.0,
-)  # fmt: skip
-
 
 def _counter(name: str, about: str) -> Family:
     return Family(name=f"draftload_{name}_total", kind="counter", help=about)
@@ -103,11 +89,13 @@ STREAMED = _counter("streamed_tokens", "Output tokens as they came, of all strea
 CPU_SECONDS = _counter(
     "client_cpu_seconds", "User and system time of the client process since it began."
 )
-TTFT_SECONDS = _histogram("ttft", "First chunk that carries a token less sent.", _TTFT)
-CHUNK_GAP = _histogram("chunk_gap", "Time between token-carrying chunks.", _PER_TOKEN)
-TPOT = _histogram("tpot", "Time per output token after the first chunk.", _PER_TOKEN)
-DURATION = _histogram("request_duration", "Finish chunk less sent.", _REQUEST)
-SEND_DELAY = _histogram("send_delay", "Open loop: sent less when it should have left.", _TTFT)
+TTFT_SECONDS = _histogram("ttft", "First chunk that carries a token less sent.", TTFT_BOUNDS_S)
+CHUNK_GAP = _histogram("chunk_gap", "Time between token-carrying chunks.", TOKEN_BOUNDS_S)
+TPOT = _histogram("tpot", "Time per output token after the first chunk.", TOKEN_BOUNDS_S)
+DURATION = _histogram("request_duration", "Finish chunk less sent.", REQUEST_BOUNDS_S)
+SEND_DELAY = _histogram(
+    "send_delay", "Open loop: sent less when it should have left.", TTFT_BOUNDS_S
+)
 IN_FLIGHT = _gauge("requests_in_flight", "Requests in flight at the client.")
 TARGET = _gauge("requests_in_flight_target", "Requests that a closed loop holds in flight.")
 CPU_RATIO = _gauge("client_cpu_ratio", "Cores that the client used since the last sample.")
