@@ -98,6 +98,18 @@ def decode_steps(record: RequestRecord, engine: Engine, disproved: bool) -> int 
     return None if passes is None else max(len(passes) - 1, 0)
 
 
+def of_request(
+    record: RequestRecord, engine: Engine, depth: int | None
+) -> tuple[int, int, str] | None:
+    """Of one request as soon as it ends: tokens after its prefill, decode steps and what counted
+    these; None where they are not known. Chunks are disproved here only by one over k + 1."""
+    source, chunks = _steps_source((record,)), record.chunk_tokens or ()
+    if source == STEPS_FROM_CHUNKS and depth is not None and max(chunks, default=0) > depth + 1:
+        return None
+    (pair,) = _decoded((record,), (steps_of(record, engine),))
+    return None if pair is None else (*pair, source)
+
+
 def chunks_disproved(records: Sequence[RequestRecord], engine: Engine, depth: int | None) -> str:
     """Why a chunk is not a step in these records; "" while nothing says so.
 

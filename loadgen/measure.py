@@ -92,7 +92,7 @@ class Job:
     engines: Mapping[str, Engine]
     out: Path
     say: Callable[[str], None]
-    watch: Callable[[Plan], AbstractContextManager[Observer]]
+    watch: Callable[[Plan, RunInfo], AbstractContextManager[Observer]]
     tokenizing: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda total: (
         contextlib.nullcontext(lambda count: None)
     )
@@ -139,7 +139,7 @@ async def measure(
     told = (*skipped, *preflight.unchecked(tokenize), *alone, *_reminder(remembers, plan))
     info = run_info(scenario, target, plan, (*job.caveats, *told), job.cell)
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
-    with job.watch(plan) as view:
+    with job.watch(plan, info) as view:
         observe = fan_out(store.append, (view,))
         reason = await _recorded(target, job, plan, tokenize, observe, store, died)
     return store.path, reason

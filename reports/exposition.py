@@ -7,9 +7,10 @@ when it first counts. Must not: know what is measured, raise while a run goes on
 
 from __future__ import annotations
 
+import math
 import threading
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
@@ -20,6 +21,7 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HANGS_S = 5.0
 """A client that sends or takes nothing for so long is let go."""
 Labels = Mapping[str, str]
+OTHERS = "others"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class Page:
 
     families: Sequence[Family]
     _series: dict[str, dict[tuple[str, ...], _Series]] = field(init=False)
+    _seen: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._series = {family.name: {} for family in self.families}
@@ -58,17 +61,33 @@ class Page:
         """What a gauge stands at."""
         self._of(family, labels).counts[0] = value
 
-    def observe(self, family: Family, labels: Labels, values: Iterable[float]) -> None:
+    def observe(self, family: Family, labels: Labels, values: Sequence[float]) -> None:
         """A histogram's values. Its counts are kept by bucket and summed up in the text."""
-        counts, bounds = self._of(family, labels).counts, family.buckets
-        total = 0.0
-        for value in values:
-            counts[bisect_left(bounds, value)] += 1
-            total += value
-        counts[-1] += total
+        counts = self._of(family, labels).counts
+        ordered = sorted(values)  # a bisection a bound, not one a value: a request has many gaps
+        below = 0
+        for n, bound in enumerate(family.buckets):
+            upto = bisect_right(ordered, bound, below)
+            counts[n] += upto - below
+            below = upto
+            if below == len(ordered):
+                break
+        counts[-2] += len(ordered) - below
+        counts[-1] += math.fsum(ordered)
+
+    def bounded(self, label: str, value: str, most: int) -> str:
+        """The value, or OTHERS where the label has had so many others since the page was cleared:
+        a data set may give every prompt a category of its own."""
+        seen = self._seen.setdefault(label, set())
+        if value not in seen and len(seen) >= most:
+            return OTHERS
+        seen.add(value)
+        return value
 
     def clear(self, *families: Family) -> None:
         """Forget the series of these families, or of all."""
+        if not families:
+            self._seen.clear()
         for family in families or self.families:
             self._series[family.name].clear()
 
@@ -78,20 +97,14 @@ class Page:
 
     def text(self) -> bytes:
         """The page."""
-        lines: list[str] = []
-        for family in self.families:
-            rows = self._series[family.name]
-            if not rows:
-                continue
-            said = family.help.replace("\\", "\\\\").replace("\n", "\\n")
-            lines.append(f"# HELP {family.name} {said}\n# TYPE {family.name} {family.kind}")
-            for series in rows.values():
-                if family.kind == "histogram":
-                    lines += _histogram(series)
-                else:
-                    lines.append(series.heads[0] + _number(series.counts[0]))
-        lines.append("")
-        return "\n".join(lines).encode()
+        return joined((self,))
+
+    def rows(self, family: Family) -> list[str]:
+        """The lines of a family's series."""
+        series = self._series.get(family.name, {}).values()
+        if family.kind == "histogram":
+            return [line for one in series for line in _histogram(one)]
+        return [one.heads[0] + _number(one.counts[0]) for one in series]
 
     def _of(self, family: Family, labels: Labels) -> _Series:
         rows, key = self._series[family.name], tuple(labels.values())
@@ -100,6 +113,20 @@ class Page:
             size = len(family.buckets) + 2 if family.kind == "histogram" else 1
             found = rows[key] = _Series(_heads(family, labels), [0.0] * size)
         return found
+
+
+def joined(pages: Sequence[Page]) -> bytes:
+    """Several pages as one: a family stands once, whichever of them have it."""
+    families = {family.name: family for page in pages for family in page.families}
+    lines: list[str] = []
+    for family in families.values():
+        rows = [row for page in pages for row in page.rows(family)]
+        if rows:
+            said = family.help.replace("\\", "\\\\").replace("\n", "\\n")
+            lines.append(f"# HELP {family.name} {said}\n# TYPE {family.name} {family.kind}")
+            lines += rows
+    lines.append("")
+    return "\n".join(lines).encode()
 
 
 def _heads(family: Family, labels: Labels) -> tuple[str, ...]:
@@ -146,6 +173,7 @@ class Served:
 
     def __init__(self, host: str, port: int) -> None:
         self._text = b""
+        self._taken = threading.Event()
         served = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -166,12 +194,16 @@ class Served:
                 "holds it."
             ) from None
         self.port: int = self._server.server_address[1]
-        self.scrapes = 0
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def show(self, text: bytes) -> None:
         """What the next scrapes get."""
         self._text = text
+        self._taken.clear()
+
+    def taken(self, within_s: float) -> bool:
+        """Waits until somebody was given what is shown; False: nobody was."""
+        return self._taken.wait(within_s)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """One GET, in a thread of its own."""
@@ -183,7 +215,8 @@ class Served:
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body)
-        self.scrapes += found
+        if found and body is self._text:
+            self._taken.set()
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -81,7 +81,6 @@ def test_it_is_served_and_a_client_that_hangs_or_sends_garbage_stops_nobody() ->
                 urllib.request.urlopen(f"{where}/else", timeout=5)
             refused.value.close()
         assert refused.value.code == 404
-        assert served.scrapes == 1
         began = time.perf_counter()
     assert time.perf_counter() - began < 5, "a client that hangs must not hold up the end"
 

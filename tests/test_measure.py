@@ -83,7 +83,7 @@ def job(out: Path, scenario: Scenario = SCENARIO, **changes: Any) -> Job:
         "engines": ENGINES,
         "out": out,
         "say": lambda line: None,
-        "watch": lambda plan: contextlib.nullcontext(lambda record: None),
+        "watch": lambda plan, info: contextlib.nullcontext(lambda record: None),
     }
     return Job(**(fields | changes))
 
