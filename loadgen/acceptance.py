@@ -14,6 +14,7 @@ completed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
 
@@ -110,33 +111,80 @@ def of_request(
     return None if pair is None else (*pair, source)
 
 
+def drafts_of(record: RequestRecord, state: State) -> SpecCounters | None:
+    """Draft figures of one request as soon as it ends; None where it has none of its own."""
+    if record.spec is None:
+        return None
+    total = summed((record.spec,))
+    return _known(total, state) if _told((record,)) is None else total
+
+
 def chunks_disproved(records: Sequence[RequestRecord], engine: Engine, depth: int | None) -> str:
-    """Why a chunk is not a step in these records; "" while nothing says so.
+    """Why a chunk is not a step in these records; "" while nothing says so."""
+    sums = ChunkSums()
+    for record in records:
+        sums.add(record)
+    return sums.disproved(engine, depth)
+
+
+@dataclass
+class ChunkSums:
+    """What tells whether chunks are steps, summed over the requests that have chunks.
 
     Disproved by a chunk of more than k + 1 tokens, or by a step count outside what the per-request
     figures allow, S = T + O − R − A for O in 0 … k·R, or from what the server told, by over 1 %.
     """
-    if engine.chunk_is_step is False:
+
+    requests: int = 0
+    tokens: int = 0
+    largest: int = 0
+    after: int = 0
+    """Chunks after the first."""
+    told: int = 0
+    told_by: int = 0
+    accepted: int = 0
+    accepted_by: int = 0
+    with_figures: int = 0
+    timed: int = 0
+
+    def add(self, record: RequestRecord) -> None:
+        """One more request."""
+        chunks, spec = record.chunk_tokens, record.spec
+        if not chunks:
+            return
+        self.requests += 1
+        self.tokens += record.osl_tokens
+        self.largest = max(self.largest, max(chunks))
+        self.after += len(chunks) - 1
+        self.timed += record.step_tokens is not None
+        self.with_figures += spec is not None
+        steps = 0 if _nothing_to_tell(record) else spec.steps if spec is not None else None
+        if steps is not None:
+            self.told += steps
+            self.told_by += 1
+        if spec is not None and spec.accepted_tokens is not None:
+            self.accepted += spec.accepted_tokens
+            self.accepted_by += 1
+
+    def disproved(self, engine: Engine, depth: int | None) -> str:
+        """Why a chunk is not a step; "" while nothing says so."""
+        if engine.chunk_is_step is False or not self.requests:
+            return ""
+        if depth is not None and self.largest > depth + 1:
+            return f"a chunk held {self.largest} tokens, more than k + 1 = {depth + 1}"
+        after, told = self.after, self.told
+        all_told = self.told_by == self.requests and self.with_figures and not self.timed
+        if all_told and abs(after - told) > told * TOLERANCE:
+            return f"{after} chunks after the first, where the server counted {told} decode steps"
+        if self.accepted_by == self.requests and depth is not None:
+            fewest = self.tokens - self.requests - self.accepted
+            most = fewest + depth * self.requests
+            if after < fewest * (1 - TOLERANCE) or after > most * (1 + TOLERANCE):
+                return (
+                    f"{after} chunks after the first, where accepted tokens say "
+                    f"{fewest}…{most} steps"
+                )
         return ""
-    chunked = [r for r in records if r.chunk_tokens]
-    if not chunked:
-        return ""
-    largest = max(max(r.chunk_tokens or (0,)) for r in chunked)
-    if depth is not None and largest > depth + 1:
-        return f"a chunk held {largest} tokens, more than k + 1 = {depth + 1}"
-    told, after = _told(chunked), sum(len(r.chunk_tokens or ()) - 1 for r in chunked)
-    if told is not None and abs(after - sum(told)) > sum(told) * TOLERANCE:
-        return f"{after} chunks after the first, where the server counted {sum(told)} decode steps"
-    with_figures = [r for r in chunked if r.spec is not None and r.spec.accepted_tokens is not None]
-    if len(with_figures) == len(chunked) and depth is not None:
-        delivered = sum(r.osl_tokens for r in chunked) - len(chunked)
-        fewest = delivered - sum((r.spec.accepted_tokens or 0) for r in chunked if r.spec)
-        most = fewest + depth * len(chunked)
-        if after < fewest * (1 - TOLERANCE) or after > most * (1 + TOLERANCE):
-            return (
-                f"{after} chunks after the first, where accepted tokens say {fewest}…{most} steps"
-            )
-    return ""
 
 
 def _told(records: Sequence[RequestRecord]) -> list[int] | None:

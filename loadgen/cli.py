@@ -47,7 +47,7 @@ from loadgen.written import load_label, most_in_flight
 
 if TYPE_CHECKING:
     from loadgen.breakeven import By
-    from loadgen.measure import Job
+    from loadgen.measure import Job, Watch
     from loadgen.sides import Sides
     from loadgen.sweep import Index
     from reports.live import SweepLive
@@ -127,6 +127,16 @@ Isl = Annotated[
     str | None, typer.Option("--isl", help="Prompt length of synthetic sets: 1k, 8k, 32k.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for run files.")]
+PrometheusPort = Annotated[
+    int | None, typer.Option("--prometheus-port", help="Serve /metrics here; 0 is any free port.")
+]
+PrometheusHost = Annotated[
+    str, typer.Option("--prometheus-host", help="Address that /metrics is served on.")
+]
+Linger = Annotated[
+    str | None,
+    typer.Option("--linger", help="Serve on after the end, until a scrape saw it, or so long."),
+]
 FormatName = Annotated[str, typer.Option("--format", help="table or json.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 StartTimeout = Annotated[
@@ -341,6 +351,9 @@ def run(
         bool, typer.Option("--save-prompts", help="Whole prompts in the run file.")
     ] = False,
     no_text: Annotated[bool, typer.Option("--no-text", help="No texts in the run file.")] = False,
+    prometheus_port: PrometheusPort = None,
+    prometheus_host: PrometheusHost = "127.0.0.1",
+    linger: Linger = None,
     out: Out = Path("runs"),
     format_name: FormatName = "table",
     quiet: Quiet = False,
@@ -407,14 +420,16 @@ def run(
     job = _job(scenario, out, quiet, _label(config, url or ""), attach=attach, text=text)
     wait_s = _seconds("--start-timeout", start_timeout)
 
-    async def one() -> tuple[Path, str]:
+    async def one(also: tuple[Watch, ...]) -> tuple[Path, str]:
+        asked = replace(job, also=also)
         if config is None:
-            return await measure(str(url), job)
+            return await measure(str(url), asked)
         async with _launched(config, wait_s, job.say) as started:
-            return await measure(started.url, job, config, started.died)
+            return await measure(started.url, asked, config, started.died)
 
-    ended = _run(one())
-    _finish([ended], lambda: _report([ended[0]], format_name))
+    with _exported(prometheus_port, prometheus_host, linger) as also:
+        ended = _run(one(also))
+        _finish([ended], lambda: _report([ended[0]], format_name))
 
 
 @app.command(name="sweep", short_help="Servers × scenarios × loads × repeats, resumable.")
@@ -429,6 +444,9 @@ def sweep_matrix(
         int | None, typer.Option("--repeat", min=1, help="Instead of the matrix's repeats.")
     ] = None,
     start_timeout: StartTimeout = "20m",
+    prometheus_port: PrometheusPort = None,
+    prometheus_host: PrometheusHost = "127.0.0.1",
+    linger: Linger = None,
     quiet: Quiet = False,
 ) -> None:
     """Servers × scenarios × loads × repeats: each server started, warmed, measured, stopped.
@@ -466,7 +484,9 @@ def sweep_matrix(
         _can_start(left, out)
         if not yes and sys.stdin.isatty():
             typer.confirm("Start?", default=True, abort=True, err=True)
-    _swept(asked, cells, known, prompts, out, quiet, _seconds("--start-timeout", start_timeout))
+    wait_s = _seconds("--start-timeout", start_timeout)
+    with _exported(prometheus_port, prometheus_host, linger) as also:
+        _swept(asked, cells, known, prompts, out, quiet, wait_s, also)
 
 
 def _config_differences(asked: Matrix) -> dict[str, tuple[str, ...]]:
@@ -499,6 +519,7 @@ def _swept(
     out: Path,
     quiet: bool,
     wait_s: float,
+    also: tuple[Watch, ...],
 ) -> None:
     """Measures what is left and prints the table, however it ends; the exit code says how."""
     from loadgen import sweep
@@ -537,7 +558,7 @@ def _swept(
 
             def job(cell: Cell) -> Job:
                 live.show(grid(cell))
-                return _cell_job(cell, prompts[cell.scenario.name], out, live)
+                return replace(_cell_job(cell, prompts[cell.scenario.name], out, live), also=also)
 
             say = _say(quiet)
             whole = _run(sweep.sweep(left, job, lambda c: _launched(c, wait_s, say), ended))
@@ -600,7 +621,7 @@ def _cell_job(cell: Cell, asked: Any, out: Path, live: SweepLive) -> Job:
         engines=_engines(),
         out=out,
         say=lambda line: None,
-        watch=lambda plan: live.watch(plan, _clean(cell.name)),
+        watch=lambda plan, info: live.watch(plan, _clean(cell.name)),
         attach=attach,
         cell=cell,
     )
@@ -1083,7 +1104,7 @@ def _job(scenario: Scenario, out: Path, quiet: bool, label: str, **options: Any)
         engines=_engines(),
         out=out,
         say=_say(quiet),
-        watch=lambda plan: Live(plan, label, quiet=quiet),
+        watch=lambda plan, info: Live(plan, label, quiet=quiet),
         tokenizing=lambda total: tokenizing(total, quiet=quiet),
         **options,
     )
@@ -1147,6 +1168,43 @@ def _label(config: ServerConfig | None, model: str) -> str:
         return f"{config.engine}, no speculation"
     depth = config.spec.draft_depth or config.spec.draft_tokens
     return f"{config.engine}, {config.spec.method}" + (f" k = {depth}" if depth else "")
+
+
+@contextlib.contextmanager
+def _exported(port: int | None, host: str, linger: str | None) -> Iterator[tuple[Watch, ...]]:
+    """What exports each run, its page served until the end, and on while it lingers.
+
+    UserError: the port cannot be had, or --linger without one. What was interrupted or failed
+    before its report does not linger; Ctrl-C ends the wait, and changes no exit code.
+    """
+    if port is None:
+        if linger is not None:
+            raise UserError(
+                f"--linger {linger}: there is no metrics page to serve on. Expected "
+                "--prometheus-port with it, such as --prometheus-port 9410."
+            )
+        yield ()
+        return
+    from reports.exposition import Served
+    from reports.prometheus import Exporter
+
+    linger_s = None if linger is None else _seconds("--linger", linger)
+    with Served(host, port) as served:
+        shown = f"[{host}]" if ":" in host else host
+        print(f"draftload: metrics at http://{shown}:{served.port}/metrics", file=sys.stderr)
+
+        def wait() -> None:
+            if linger_s is not None:
+                with contextlib.suppress(KeyboardInterrupt):
+                    served.taken(linger_s)
+
+        try:
+            yield (Exporter(_engines(), served.show).watch,)
+        except typer.Exit as ended:
+            if ended.exit_code != 130:
+                wait()
+            raise
+        wait()
 
 
 async def _served(server: Launched) -> None:

@@ -77,10 +77,14 @@ class Attach:
     grace_s: float = 30.0
 
 
+Watch = Callable[[Plan, RunInfo], AbstractContextManager[Observer]]
+"""Makes an observer of a run, which is left when the run is over."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to measure, and where to write it. `watch` makes an observer that shows progress,
-    `tokenizing`, given how many prompts there are, one that is told how many have their ids.
+    """What to measure, and where to write it. `watch` shows progress, `also` are other observers;
+    `tokenizing`, given how many prompts there are, is told how many have their ids.
 
     `recipe` makes the prompts in place of `prompts`, once the target's tokenizer is known.
     `caveats` are what is to be said of the prompts. `cell`: of a sweep, whose scenario this is.
@@ -92,10 +96,11 @@ class Job:
     engines: Mapping[str, Engine]
     out: Path
     say: Callable[[str], None]
-    watch: Callable[[Plan, RunInfo], AbstractContextManager[Observer]]
+    watch: Watch
     tokenizing: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda total: (
         contextlib.nullcontext(lambda count: None)
     )
+    also: tuple[Watch, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     attach: Attach = Attach()
     recipe: Recipe | None = None
@@ -139,8 +144,9 @@ async def measure(
     told = (*skipped, *preflight.unchecked(tokenize), *alone, *_reminder(remembers, plan))
     info = run_info(scenario, target, plan, (*job.caveats, *told), job.cell)
     store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
-    with job.watch(plan, info) as view:
-        observe = fan_out(store.append, (view,))
+    with contextlib.ExitStack() as watching:
+        views = [watching.enter_context(watch(plan, info)) for watch in (job.watch, *job.also)]
+        observe = fan_out(store.append, tuple(views))
         reason = await _recorded(target, job, plan, tokenize, observe, store, died)
     return store.path, reason
 

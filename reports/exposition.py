@@ -49,6 +49,7 @@ class Page:
     families: Sequence[Family]
     _series: dict[str, dict[tuple[str, ...], _Series]] = field(init=False)
     _seen: dict[str, set[str]] = field(default_factory=dict)
+    _hidden: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._series = {family.name: {} for family in self.families}
@@ -91,9 +92,14 @@ class Page:
         for family in families or self.families:
             self._series[family.name].clear()
 
+    def hide(self, *families: Family) -> None:
+        """Leave these, and only these, out of the text; they go on counting."""
+        self._hidden = frozenset(family.name for family in families)
+
     def __len__(self) -> int:
         """How many lines carry a value."""
-        return sum(len(s.heads) for rows in self._series.values() for s in rows.values())
+        shown = (rows for name, rows in self._series.items() if name not in self._hidden)
+        return sum(len(s.heads) for rows in shown for s in rows.values())
 
     def text(self) -> bytes:
         """The page."""
@@ -101,6 +107,8 @@ class Page:
 
     def rows(self, family: Family) -> list[str]:
         """The lines of a family's series."""
+        if family.name in self._hidden:
+            return []
         series = self._series.get(family.name, {}).values()
         if family.kind == "histogram":
             return [line for one in series for line in _histogram(one)]
@@ -126,14 +134,15 @@ def joined(pages: Sequence[Page]) -> bytes:
             lines.append(f"# HELP {family.name} {said}\n# TYPE {family.name} {family.kind}")
             lines += rows
     lines.append("")
-    return "\n".join(lines).encode()
+    return "\n".join(lines).encode("utf-8", "replace")  # half a surrogate pair is no text
 
 
 def _heads(family: Family, labels: Labels) -> tuple[str, ...]:
     pairs = [f'{name}="{escaped(value)}"' for name, value in labels.items()]
     if family.kind != "histogram":
         return (f"{family.name}{_braced(pairs)} ",)
-    bounds = [f'le="{bound}"' for bound in (*map(_number, family.buckets), "+Inf")]
+    # As Prometheus 3 and its Python client spell a bound, and with it vLLM: one sum over `le`.
+    bounds = [f'le="{bound}"' for bound in (*map(repr, family.buckets), "+Inf")]
     named = [f"{family.name}_bucket{_braced([*pairs, bound])} " for bound in bounds]
     return (*named, f"{family.name}_sum{_braced(pairs)} ", f"{family.name}_count{_braced(pairs)} ")
 
@@ -174,6 +183,7 @@ class Served:
     def __init__(self, host: str, port: int) -> None:
         self._text = b""
         self._taken = threading.Event()
+        self._lock = threading.Lock()
         served = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -194,16 +204,18 @@ class Served:
                 "holds it."
             ) from None
         self.port: int = self._server.server_address[1]
+        self.scrapes = 0
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def show(self, text: bytes) -> None:
         """What the next scrapes get."""
-        self._text = text
-        self._taken.clear()
+        with self._lock:
+            self._text = text
+            self._taken.clear()
 
     def taken(self, within_s: float) -> bool:
-        """Waits until somebody was given what is shown; False: nobody was."""
-        return self._taken.wait(within_s)
+        """Waits until somebody was given what is shown; False: nobody was, or there is nothing."""
+        return bool(self._text) and self._taken.wait(within_s)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """One GET, in a thread of its own."""
@@ -215,8 +227,10 @@ class Served:
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body)
-        if found and body is self._text:
-            self._taken.set()
+        with self._lock:
+            self.scrapes += found
+            if found and body is self._text:
+                self._taken.set()
 
     def __enter__(self) -> Self:
         self._thread.start()

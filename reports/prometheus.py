@@ -1,46 +1,61 @@
 """The metrics page of a run or sweep while it goes on: an observer, not a report.
 
-All metrics of draftload's pages stand here, in FAMILIES; reports/monitor_page.py takes its own from
-them. Counters of decode tokens, decode steps, drafts and accepted tokens grow by whole requests,
-and only by requests whose steps are known, so that over any window, within one `source`,
+All metrics of draftload's pages stand here, in FAMILIES, for the monitor's page too. Counters of
+decode tokens, decode steps, drafts and accepted tokens grow by whole requests, and only by requests
+whose figures are known, so that over any window
     AL = rate(decode tokens) ÷ rate(decode steps)
-    AL where drafted = 1 + rate(accepted tokens) ÷ rate(drafts) Histograms have vLLM 0.32's bounds: one query overlays client and server.
-The page holds the measured phase under way, or the last; warm-up is not on it. Sums are kept by
-hand; the text is built at each ClientSample and handed to whoever serves it. Must not: raise, wait.
+    AL where drafted = 1 + rate(accepted tokens) ÷ rate(drafts)
+Each figure has one source, the one that the report takes: a request's own figures, else chunks;
+the growth of the server's counters only where no request has figures and none failed. What the
+report would not print (chunks that are no steps) is not on the page. Histograms have vLLM's bounds:
+one query overlays client and server. The page holds the load under way, or the last; warm-up is not
+on it. Sums are kept by hand; the text is built at each ClientSample. Must not: raise, wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
 
 from loadgen import __version__
-from loadgen.acceptance import CHUNKS, COUNTERS, PER_REQUEST, STEPS_FROM_CHUNKS, of_request
-from loadgen.metrics import METRICS
+from loadgen.acceptance import CHUNKS, COUNTERS, PER_REQUEST, ChunkSums, drafts_of, of_request
+from loadgen.metrics import METRICS, figure
 from loadgen.summarize import counter_growth
 from loadgen.types import (
+    Broke,
+    Cancelled,
+    Caveat,
     ClientSample,
-    ClosedLoop,
     Completed,
     Engine,
     Load,
+    Observer,
     Phase,
+    PhaseRecord,
     Plan,
     Record,
+    Refused,
     RequestRecord,
     RunInfo,
     ServerInfo,
     Snapshot,
     SpecCounters,
+    TimedOut,
 )
 from loadgen.written import load_label
 from reports import page as laid
-from reports.exposition import Family, Labels, Page
+from reports.exposition import Family, Labels, Page, joined
 
 MOST_CATEGORIES = 100
 """So that a page stays below 5,000 series."""
 MOST_POSITIONS = 64
 MOST_CHARACTERS = 200
 """Of a label that a server or a data set says."""
+LATE_S = 10.0
+"""A page that is read every second, in 5 s at most, is gone when it was not read for so long."""
 
 # vllm/v1/metrics/loggers.py, 0.32: seconds.
 _TTFT = (
@@ -72,8 +87,12 @@ def _histogram(name: str, about: str, buckets: tuple[float, ...]) -> Family:
 REQUESTS = _counter("requests", "Requests that ended, by outcome.")
 OUTPUT_TOKENS = _counter("output_tokens", "Output tokens of completed requests.")
 PROMPT_TOKENS = _counter("prompt_tokens", "Input tokens of completed requests.")
-DECODE_TOKENS = _counter("decode_tokens", "Tokens after the prefill's, where steps are known.")
-DECODE_STEPS = _counter("decode_steps", "Target passes of a request after its prefill.")
+DECODE_TOKENS = _counter(
+    "decode_tokens", "Output tokens less the prefill's, where decode steps are known."
+)
+DECODE_STEPS = _counter(
+    "decode_steps", "Decode steps: target passes of a request after its prefill."
+)
 DRAFTS = _counter("drafts", "Decode steps that had a draft.")
 DRAFT_TOKENS = _counter("draft_tokens", "Tokens drafted.")
 ACCEPTED = _counter("accepted_tokens", "Draft tokens accepted.")
@@ -81,7 +100,9 @@ ACCEPTED_AT = _counter(
     "accepted_tokens_at_position", "Drafts whose token at this position, from 1, was accepted."
 )
 STREAMED = _counter("streamed_tokens", "Output tokens as they came, of all streams.")
-CPU_SECONDS = _counter("client_cpu_seconds", "User and system time of the client.")
+CPU_SECONDS = _counter(
+    "client_cpu_seconds", "User and system time of the client process since it began."
+)
 TTFT_SECONDS = _histogram("ttft", "First chunk that carries a token less sent.", _TTFT)
 CHUNK_GAP = _histogram("chunk_gap", "Time between token-carrying chunks.", _PER_TOKEN)
 TPOT = _histogram("tpot", "Time per output token after the first chunk.", _PER_TOKEN)
@@ -90,7 +111,9 @@ SEND_DELAY = _histogram("send_delay", "Open loop: sent less when it should have 
 IN_FLIGHT = _gauge("requests_in_flight", "Requests in flight at the client.")
 TARGET = _gauge("requests_in_flight_target", "Requests that a closed loop holds in flight.")
 CPU_RATIO = _gauge("client_cpu_ratio", "Cores that the client used since the last sample.")
-LAG = _gauge("client_loop_lag_seconds", "How late the client's loop was at most since then.")
+LAG = _gauge(
+    "client_loop_lag_seconds", "How late the client's loop was at most since the last sample."
+)
 SCRAPE_UP = _gauge("scrape_up", "Whether the server's metrics page was read when last tried.")
 RUNNING = _gauge("server_requests_running", "Requests that the server runs, as its page says.")
 WAITING = _gauge("server_requests_waiting", "Requests that wait at the server, as its page says.")
@@ -116,91 +139,162 @@ HISTOGRAMS = (
     (SEND_DELAY, "send_delay_s"),
 )
 """And the row of METRICS that each is of."""
+STEPS = (DECODE_TOKENS, DECODE_STEPS)
+SPECULATED = (*STEPS, DRAFTS, DRAFT_TOKENS, ACCEPTED, ACCEPTED_AT)
 FAMILIES = (
-    REQUESTS, OUTPUT_TOKENS, PROMPT_TOKENS, DECODE_TOKENS, DECODE_STEPS, DRAFTS, DRAFT_TOKENS,
-    ACCEPTED, ACCEPTED_AT, STREAMED, CPU_SECONDS, *(family for family, _ in HISTOGRAMS), IN_FLIGHT,
-    TARGET, CPU_RATIO, LAG, SCRAPE_UP, RUNNING, WAITING, KV_USE, RUN_INFO, RUN_ENDED, SERIES,
-    ACCEPTANCE_LENGTH, SCRAPES, RESTARTS, SCRAPE_DURATION, LAST_SCRAPE, MONITOR_BYTES,
+    REQUESTS, OUTPUT_TOKENS, PROMPT_TOKENS, *SPECULATED, STREAMED, CPU_SECONDS,
+    *(family for family, _ in HISTOGRAMS), IN_FLIGHT, TARGET, CPU_RATIO, LAG, SCRAPE_UP, RUNNING,
+    WAITING, KV_USE, RUN_INFO, RUN_ENDED, SERIES, ACCEPTANCE_LENGTH, SCRAPES, RESTARTS,
+    SCRAPE_DURATION, LAST_SCRAPE, MONITOR_BYTES,
 )  # fmt: skip
+OUTCOMES = {Completed: "completed", Refused: "refused", Broke: "broke", TimedOut: "timed_out",
+            Cancelled: "cancelled"}  # fmt: skip
 
-_VALUES = {metric.name: metric.values for metric in METRICS}
+_METRICS = {metric.name: metric for metric in METRICS}
 
 
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass
+class _Seen:
+    """Of the load under way: what decides which sources speak. `plain` requests had no figures of
+    their own. `ended`: tokens and requests that completed, `grown`: by category, "" for all."""
+
+    chunks: ChunkSums = field(default_factory=ChunkSums)
+    depth: int | None = None
+    failed: int = 0
+    plain: int = 0
+    figured: int = 0
+    told: int = 0
+    ended: dict[str, tuple[int, int]] = field(default_factory=dict)
+    grown: dict[str, SpecCounters] = field(default_factory=dict)
+    start: Snapshot | None = None
+    shot_s: float | None = None
+    sample: ClientSample | None = None
+
+
 class Exporter:
-    """One page for all cells of a sweep. `show` gets its text whenever it was built anew."""
+    """One page for a run, or for all cells of a sweep one after the other.
+
+    `show` gets the text whenever it was built anew. Give each run to `watch`.
+    """
 
     def __init__(self, engines: Mapping[str, Engine], show: Callable[[bytes], None]) -> None:
         self._engines = engines
         self._show = show
         self._page = Page(FAMILIES)
-        self._phases: dict[str, Phase] = {}
-        self._run: Labels = {}
+        self._counted = Page(SPECULATED)
+        figure(_METRICS["chunk_gap_s"], ())  # imports numpy: now, and not in a phase
 
-    def begin(self, plan: Plan, info: RunInfo) -> Callable[[Record], None]:
-        """The observer of a run; what stood of the one before is gone."""
-        server = info.server
-        self._server = server
-        self._engine = self._engines.get(server.engine, self._engines["openai"])
+    @contextmanager
+    def watch(self, plan: Plan, info: RunInfo) -> Iterator[Observer]:
+        """The observer of a run. What stood of the one before is gone; its own stays."""
+        self._server = info.server
+        self._engine = self._engines.get(info.server.engine, self._engines["openai"])
         self._phases = {phase.name: phase for phase in plan.phases if phase.measured}
-        self._run = run_labels(info.run_id, info.scenario.name, server)
-        self._told = info_labels(server)
-        self._enter("", None)
+        self._categories = tuple(dict.fromkeys(label(p.category) for p in plan.prompts))
+        self._run = run_labels(info.run_id, info.scenario.name, info.server)
+        self._stamped = 0
+        self._enter(next(iter(self._phases.values())))
         self._build()
-        return self._see
+        try:
+            yield self._see
+        finally:
+            self._idle()
+            self._page.set(RUN_ENDED, self._labels, 1)
+            self._build()
 
-    def end(self) -> None:
-        """The run, or the sweep, is over: the last text says so."""
-        self._page.set(RUN_ENDED, self._labels, 1)
-        self._build()
+    def _enter(self, phase: Phase) -> None:
+        """A load begins: its labels, and the page without what stood of the one before."""
+        page = self._page
+        self._phase, self._seen = phase, _Seen(depth=self._server.draft_depth)
+        self._labels = {**self._run, "concurrency": load_words(phase.load)}
+        self._before = self._stamped
+        page.clear()
+        self._counted.clear()
+        page.set(RUN_INFO, {**self._labels, **info_labels(self._server)}, 1)
+        page.set(RUN_ENDED, self._labels, 0)
+        # From zero on: an increase from nothing to the first failure would not be seen.
+        for category in self._categories:
+            by = {**self._labels, "category": page.bounded("category", category, MOST_CATEGORIES)}
+            page.add(OUTPUT_TOKENS, by, 0)
+            for outcome in OUTCOMES.values():
+                page.add(REQUESTS, {**by, "outcome": outcome}, 0)
 
-    def _enter(self, name: str, load: Load | None) -> None:
-        """A phase begins: its labels, and the page without those of the one before."""
-        self._name = name
-        self._labels = {**self._run, "concurrency": "" if load is None else size_label(load)}
-        self._page.clear()
-        self._page.set(RUN_INFO, {**self._labels, **self._told}, 1)
-        self._page.set(RUN_ENDED, self._labels, 0)
-        self._first: ClientSample | None = None
-        self._last: ClientSample | None = None
-        self._start: Snapshot | None = None
+    def _is_measured(self, name: str) -> bool:
+        """Whether a record is of a measured phase, which may have begun with it. The phases of one
+        load, a category each, share the page."""
+        phase = self._phases.get(name)
+        if phase is None:
+            return False
+        if (phase.load, phase.repeat) != (self._phase.load, self._phase.repeat):
+            self._enter(phase)
+        elif phase is not self._phase:
+            self._phase, self._seen.start, self._seen.sample = phase, None, None
+        return True
 
     def _see(self, record: Record) -> None:
-        if not isinstance(record, RequestRecord | ClientSample | Snapshot):
+        match record:
+            case RequestRecord():
+                if self._is_measured(record.phase):
+                    self._request(record)
+                self._stamped += 0 if record.chunk_tokens is None else record.osl_tokens
+            case ClientSample() if self._is_measured(record.phase):
+                self._client(record)
+                self._build()
+            case Snapshot() if self._is_measured(record.phase):
+                self._scraped(record)
+            case PhaseRecord(measured=True):
+                self._idle()
+                self._build()
+            case Caveat(code="metrics-page"):
+                self._scrape_failed()
+            case _:
+                pass
+
+    def _request(self, record: RequestRecord) -> None:
+        seen = self._seen
+        add_request(self._page, self._labels, record, self._engine, self._server)
+        if not isinstance(record.outcome, Completed):
+            seen.failed += 1
             return
-        if record.phase != self._name:
-            phase = self._phases.get(record.phase)
-            if phase is None:
-                return  # warm-up
-            self._enter(phase.name, phase.load)
-        if isinstance(record, RequestRecord):
-            add_request(self._page, self._labels, record, self._engine, self._server)
-        elif isinstance(record, ClientSample):
-            self._client(record)
-        else:
-            self._scraped(record)
+        seen.chunks.add(record)
+        category = self._phase.category or ""
+        tokens, requests = seen.ended.get(category, (0, 0))
+        seen.ended[category] = tokens + record.osl_tokens, requests + 1
+        if record.spec is None:
+            seen.plain += record.osl_tokens > 1  # one token: there is nothing to tell
+            return
+        seen.figured += 1
+        seen.told += record.spec.steps is not None and record.step_tokens is None
+        if self._server.draft_depth is None and record.spec.draft_depth is not None:
+            seen.depth = max(seen.depth or 0, record.spec.draft_depth)
 
     def _client(self, sample: ClientSample) -> None:
-        page, labels = self._page, self._labels
-        first, last = self._first or sample, self._last
-        self._first, self._last = first, sample
+        page, labels, last = self._page, self._labels, self._seen.sample
+        self._seen.sample = sample
         page.set(IN_FLIGHT, labels, sample.in_flight)
         if sample.target is not None:
             page.set(TARGET, labels, sample.target)
         page.set(LAG, labels, sample.loop_lag_s)
-        page.set(STREAMED, labels, sample.tokens - first.tokens)
-        page.set(CPU_SECONDS, labels, sample.cpu_s - first.cpu_s)
+        page.set(STREAMED, labels, max(sample.tokens - self._before, 0))
+        page.set(CPU_SECONDS, labels, sample.cpu_s)
         if last is not None and sample.at_s > last.at_s:
             page.set(CPU_RATIO, labels, (sample.cpu_s - last.cpu_s) / (sample.at_s - last.at_s))
-        self._build()
+        shot_s = self._seen.shot_s
+        if shot_s is not None and self._engine.tick_prefixes and sample.at_s - shot_s > LATE_S:
+            self._scrape_failed()
+
+    def _idle(self) -> None:
+        """A phase is over: nothing is in flight, and what was of a moment is gone."""
+        self._page.set(IN_FLIGHT, self._labels, 0)
+        self._page.clear(TARGET, CPU_RATIO, LAG)
 
     def _scraped(self, shot: Snapshot) -> None:
-        page, labels = self._page, self._labels
-        if shot.edge == "start":
-            self._start = shot
-        page.set(SCRAPE_UP, labels, bool(shot.samples))
+        page, labels, seen = self._page, self._labels, self._seen
+        seen.shot_s = shot.at_s
+        page.set(SCRAPE_UP, labels, 1)
         load = self._engine.load(shot.samples)
         for family, value in (
             (RUNNING, load.running),
@@ -209,27 +303,61 @@ class Exporter:
         ):
             if value is not None:
                 page.set(family, labels, value)
-        if self._start is not None and shot.edge == "end" and self._server.state != "off":
-            grown, _ = counter_growth((self._start, shot), self._engine)
-            if grown is not None:
-                set_growth(page, labels, grown)
-        self._build()
+        if shot.edge == "start":
+            seen.start = shot
+        elif seen.start is not None:
+            grown = growth(seen.start, shot, self._engine)
+            category = self._phase.category or ""
+            if grown is None:
+                seen.grown.pop(category, None)
+            else:
+                seen.grown[category] = grown
+
+    def _scrape_failed(self) -> None:
+        self._page.set(SCRAPE_UP, self._labels, 0)
+        self._page.clear(RUNNING, WAITING, KV_USE)
 
     def _build(self) -> None:
-        self._page.set(SERIES, self._labels, len(self._page) + 1)
-        self._show(self._page.text())
+        seen, page, counted = self._seen, self._page, self._counted
+        counted.clear()
+        if seen.plain and not seen.figured and not seen.failed and self._server.state != "off":
+            for category, grown in seen.grown.items():
+                by = {**self._labels, "category": category}
+                add_growth(counted, by, grown, *seen.ended.get(category, (0, 0)))
+        no_steps = bool(seen.chunks.disproved(self._engine, seen.depth))
+        hidden = [CHUNK_GAP] if no_steps or self._engine.chunk_is_step is False else []
+        if (no_steps and not seen.told) or counted.rows(DECODE_STEPS):
+            hidden += STEPS
+        page.hide(*hidden)
+        page.set(SERIES, self._labels, 0)
+        page.set(SERIES, self._labels, len(page) + len(counted))
+        self._show(joined((page, counted)))
+
+
+def growth(start: Snapshot, now: Snapshot, engine: Engine) -> SpecCounters | None:
+    """What the server's counters grew by since a phase began, as the report has it at its end."""
+    if now.edge == "tick":  # holds only what is sampled in a phase
+        kept = {k: v for k, v in start.samples.items() if k.startswith(engine.tick_prefixes)}
+        start = msgspec.structs.replace(start, samples=kept)
+        now = msgspec.structs.replace(now, edge="end")
+    return counter_growth((start, now), engine)[0]
 
 
 # ── labels ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def label(text: str) -> str:
+    """What a server or a data set says, as a label: short, and harmless in a terminal."""
+    return laid.clean(text[:MOST_CHARACTERS])
 
 
 def run_labels(run_id: str, scenario: str, server: ServerInfo) -> dict[str, str]:
     """What all series of a run have in common, but for the load."""
     return {
         "run_id": run_id,
-        "scenario": scenario[:MOST_CHARACTERS],
+        "scenario": label(scenario),
         "engine": server.engine,
-        "model": server.model[:MOST_CHARACTERS],
+        "model": label(server.model),
         "spec": spec_label(server),
     }
 
@@ -238,22 +366,24 @@ def info_labels(server: ServerInfo) -> dict[str, str]:
     """What RUN_INFO tells besides."""
     return {
         "version": __version__,
-        "engine_version": (server.version or "")[:MOST_CHARACTERS],
+        "engine_version": label(server.version or ""),
         "simulated": str(server.simulated).lower(),
     }
 
 
 def spec_label(server: ServerInfo) -> str:
-    """'eagle3 k = 3', 'none', 'unknown'."""
+    """'eagle3 k = 3', 'none', 'unknown': as the server reports it, else as it was started."""
     if server.state == "off":
         return "none"
+    if server.spec_reported is not None:
+        server = msgspec.structs.replace(server, config=None)
     said = laid.speculation(server)
-    return "unknown" if said == laid.UNKNOWN else said[:MOST_CHARACTERS]
+    return "unknown" if said == laid.UNKNOWN else label(said)
 
 
-def size_label(load: Load) -> str:
+def load_words(load: Load) -> str:
     """'8', of an open loop '4/s'."""
-    return str(load.concurrency) if isinstance(load, ClosedLoop) else load_label(load)
+    return load_label(load).partition("=")[2]
 
 
 # ── counting ─────────────────────────────────────────────────────────────────────────────────────
@@ -263,54 +393,58 @@ def add_request(
     page: Page, labels: Labels, record: RequestRecord, engine: Engine, server: ServerInfo
 ) -> None:
     """A request that ended. Only a completed one tells more than that it ended."""
-    by = {**labels, "category": page.bounded("category", record.category, MOST_CATEGORIES)}
-    outcome = record.outcome.__struct_config__.tag
-    page.add(REQUESTS, {**by, "outcome": str(outcome)})
+    by = {**labels, "category": page.bounded("category", label(record.category), MOST_CATEGORIES)}
+    page.add(REQUESTS, {**by, "outcome": OUTCOMES[type(record.outcome)]})
     if not isinstance(record.outcome, Completed):
         return
     page.add(OUTPUT_TOKENS, by, record.osl_tokens)
     if record.isl_tokens is not None:
         page.add(PROMPT_TOKENS, by, record.isl_tokens)
     for family, name in HISTOGRAMS:
-        values = _VALUES[name](record)
+        values = _METRICS[name].values(record)
         if len(values):
             page.observe(family, labels, values)
     if server.state != "off":
-        _speculated(page, by, record, engine, server.draft_depth)
+        _speculated(page, by, record, engine, server)
 
 
 def _speculated(
-    page: Page, by: Labels, record: RequestRecord, engine: Engine, depth: int | None
+    page: Page, by: Labels, record: RequestRecord, engine: Engine, server: ServerInfo
 ) -> None:
-    """Its decode steps and drafts. Both have one source, so that coverage can be formed."""
-    steps = of_request(record, engine, depth)
-    alone = steps is not None and steps[2] == STEPS_FROM_CHUNKS and record.spec is None
-    by = {**by, "source": CHUNKS if alone else PER_REQUEST}
-    if steps is not None:
-        page.add(DECODE_TOKENS, by, steps[0])
-        page.add(DECODE_STEPS, by, steps[1])
-    if record.spec is not None:
-        _drafted(page.add, by, record.spec)
+    """Its decode steps and drafts."""
+    figures = drafts_of(record, server.state)
+    by = {**by, "source": CHUNKS if figures is None else PER_REQUEST}
+    tokens, steps, _ = of_request(record, engine, server.draft_depth) or (0, 0, "")
+    if tokens or steps:
+        page.add(DECODE_TOKENS, by, tokens)
+        page.add(DECODE_STEPS, by, steps)
+    if figures is not None:
+        _drafted(page, by, figures)
 
 
-def _drafted(put: Callable[[Family, Labels, float], None], by: Labels, spec: SpecCounters) -> None:
+def _drafted(page: Page, by: Labels, figures: SpecCounters) -> None:
     """Draft figures where they are known. By position without category: a page has its bounds."""
     for family, count in (
-        (DRAFTS, spec.drafts),
-        (DRAFT_TOKENS, spec.draft_tokens),
-        (ACCEPTED, spec.accepted_tokens),
+        (DRAFTS, figures.drafts),
+        (DRAFT_TOKENS, figures.draft_tokens),
+        (ACCEPTED, figures.accepted_tokens),
     ):
         if count is not None:
-            put(family, by, count)
+            page.add(family, by, count)
     without = {name: value for name, value in by.items() if name != "category"}
-    for position, count in enumerate((spec.accepted_by_position or ())[:MOST_POSITIONS], 1):
-        put(ACCEPTED_AT, {**without, "position": str(position)}, count)
+    for position, count in enumerate((figures.accepted_by_position or ())[:MOST_POSITIONS], 1):
+        page.add(ACCEPTED_AT, {**without, "position": str(position)}, count)
 
 
-def set_growth(page: Page, labels: Labels, grown: SpecCounters) -> None:
-    """What the server's counters grew by in the phase. Its own tokens go with its own steps."""
+def add_growth(page: Page, labels: Labels, grown: SpecCounters, tokens: int, requests: int) -> None:
+    """What the server's counters grew by. Its own tokens go with its own steps; where it does not
+    count them, those of the `requests` that completed here."""
+    if grown.drafts is None and not grown.steps:
+        return
     by = {**labels, "source": COUNTERS}
-    _drafted(page.set, by, grown)
-    if grown.steps is not None and None not in (grown.generated_tokens, grown.requests):
-        page.set(DECODE_STEPS, by, grown.steps)
-        page.set(DECODE_TOKENS, by, (grown.generated_tokens or 0) - (grown.requests or 0))
+    _drafted(page, by, grown)
+    if grown.steps:
+        if grown.generated_tokens is not None and grown.requests is not None:
+            tokens, requests = grown.generated_tokens, grown.requests
+        page.add(DECODE_STEPS, by, grown.steps)
+        page.add(DECODE_TOKENS, by, max(tokens - requests, 0))

@@ -37,7 +37,7 @@ def test_counts_gauges_and_histograms_are_read_back() -> None:
         (SENT.name, (m,)): 3,
         (OPEN.name, ()): 0.5,
         ("draftload_wait_seconds_bucket", (m, ("le", "0.1"))): 2,
-        ("draftload_wait_seconds_bucket", (m, ("le", "1"))): 3,
+        ("draftload_wait_seconds_bucket", (m, ("le", "1.0"))): 3,
         ("draftload_wait_seconds_bucket", (m, ("le", "+Inf"))): 4,
         ("draftload_wait_seconds_sum", (m,)): pytest.approx(7.65),
         ("draftload_wait_seconds_count", (m,)): 4,
@@ -81,6 +81,7 @@ def test_it_is_served_and_a_client_that_hangs_or_sends_garbage_stops_nobody() ->
                 urllib.request.urlopen(f"{where}/else", timeout=5)
             refused.value.close()
         assert refused.value.code == 404
+        assert served.scrapes == 1
         began = time.perf_counter()
     assert time.perf_counter() - began < 5, "a client that hangs must not hold up the end"
 

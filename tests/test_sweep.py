@@ -242,7 +242,7 @@ def jobs(out: Path, see: Callable[[Cell, Record], None]) -> Callable[[Cell], Job
             engines=ENGINES,
             out=out,
             say=lambda line: None,
-            watch=lambda plan: contextlib.nullcontext(partial(see, cell)),
+            watch=lambda plan, info: contextlib.nullcontext(partial(see, cell)),
             cell=cell,
         )
 
