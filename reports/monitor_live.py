@@ -105,13 +105,15 @@ class MonitorLive:
         left = ["server", *["engine"] * (width >= 100), *["model"] * (width >= 130)]
         for name in left:
             table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=30)
-        for name in _HEADS:
+        heads = [name for name, least in _HEADS.items() if width >= least]
+        for name in heads:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True, overflow="ellipsis")
-        for server, seen in self._seen.items():
+        for server, seen in sorted(self._seen.items()):
             info = seen.last.info
             told = (server, info.engine, info.model) if info is not None else (server, "–", "–")
-            cells = [*map(page.clean, told[: len(left)]), *_figures(seen)]
+            figures = _figures(seen)
+            cells = [*map(page.clean, told[: len(left)]), *(figures[name] for name in heads)]
             style = "" if seen.last.result == "ok" else "red"
             table.add_row(*map(Text, cells), Text(_state(seen), style=style))
         said = f"by the servers' own counters, over {WINDOW} scrapes"
@@ -139,10 +141,11 @@ def _changes(before: Reading | None, now: Reading, lasted_s: float) -> Iterator[
             yield f"tells nothing: {now.why}"
 
 
-_HEADS = ("AL", "AL drafted", "accepted", "tok/s", "run+wait", "KV")
+_HEADS = {"AL": 0, "AL drafted": 0, "accepted": 120, "tok/s": 0, "run+wait": 0, "KV": 100}
+"""Columns of figures, and from which width on they are shown."""
 
 
-def _figures(seen: _Seen) -> tuple[str, ...]:
+def _figures(seen: _Seen) -> dict[str, str]:
     """Cells under _HEADS. Where counters give no acceptance length, the engine's own gauge."""
     info, load = seen.last.info, seen.last.load
     state = info.state if info is not None else "unknown"
@@ -151,7 +154,7 @@ def _figures(seen: _Seen) -> tuple[str, ...]:
     if found.acceptance_length is None and seen.last.acceptance_gauge is not None:
         length = f"{units.number(seen.last.acceptance_gauge)} (gauge)"
     queue = (load.running, load.waiting) if load is not None else (None, None)
-    return (
+    cells = (
         length if state != "off" else "off",
         units.number(found.acceptance_length_drafted) if state != "off" else "off",
         units.percent(found.acceptance_rate),
@@ -159,6 +162,7 @@ def _figures(seen: _Seen) -> tuple[str, ...]:
         "+".join(map(units.count, queue)) if queue != (None, None) else units.MISSING,
         units.percent(load.kv_cache_use if load is not None else None),
     )
+    return dict(zip(_HEADS, cells, strict=True))
 
 
 def _tokens_per_s(seen: _Seen) -> float | None:
@@ -175,11 +179,13 @@ def _state(seen: _Seen) -> str:
         lasted_s = seen.last.at_unix_s - seen.changed_s
         return f"{seen.last.result.replace('_', ' ')} for {units.roughly(lasted_s)}"
     again = f", {seen.restarts} restarts" if seen.restarts > 1 else ", 1 restart"
-    return "up" + again * (seen.restarts > 0)
+    info = seen.last.info
+    simulated = ", simulated" if info is not None and info.simulated else ""
+    return "up" + simulated + again * (seen.restarts > 0)
 
 
 def _line(seen: _Seen) -> str:
     """The cells with their names, without what is missing."""
-    cells = zip(_HEADS, _figures(seen), strict=True)
+    cells = _figures(seen).items()
     told = ", ".join(f"{name} {cell}" for name, cell in cells if cell != units.MISSING)
     return f"{_state(seen)}, {told}" if told else _state(seen)

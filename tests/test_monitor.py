@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import gzip
+import io
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
 
 from loadgen.cli import _engines, app
 from loadgen.errors import UserError
@@ -620,6 +622,31 @@ def test_without_a_terminal_every_server_is_a_line_now_and_then(
     lines = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("draftload")]
     figures = "up, AL drafted 2.50, accepted 50.0 %, run+wait 1+–, KV 50.0 %"
     assert lines == [f"h:1: {figures}", f"h:2: {figures}"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_table_fits_its_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in full, every figure that has room, and no cell cut."""
+    monkeypatch.setattr("reports.monitor_live.Console", lambda **_: console)
+    console = Console(width=width, record=True, file=io.StringIO())
+    grown = SpecCounters(
+        drafts=10, draft_tokens=30, accepted_tokens=15, generated_tokens=270, steps=100, requests=20
+    )
+    live = MonitorLive(quiet=True)
+    for second in (0, 10):
+        live(reading(at_unix_s=1.8e9 + second, grown=grown, server="gpu-b:30000"))
+    live(reading(result="unreachable", why="x", grown=None, load=None, info=None, server="a:1"))
+    console.print(live._table())
+    head, down, up, foot = console.export_text().splitlines()
+    assert down.startswith("a:1 ")
+    assert down.rstrip().endswith("unreachable for 1 s")
+    assert up.startswith("gpu-b:30000 ")
+    assert [cell for cell in up.split() if cell in ("2.50", "27.0", "1+–")] == [
+        *("2.50", "2.50", "27.0", "1+–")
+    ]
+    assert ("accepted" in head, "KV" in head) == (width >= 120, width >= 100)
+    assert "over 20 scrapes" in foot
+    assert "…" not in head + down + up
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────
