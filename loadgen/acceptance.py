@@ -240,6 +240,49 @@ def summed(figures: Iterable[SpecCounters]) -> SpecCounters:
     )
 
 
+def of_counters(windows: Iterable[SpecCounters], state: State) -> Acceptance:
+    """What a server's counters tell alone, pooled over windows of their growth.
+
+    Decode tokens are the server's own count less one a request, whole where requests are whole.
+    """
+    parts = list(windows)
+    sums = {
+        name: sum(known)
+        if (known := [n for p in parts if (n := getattr(p, name)) is not None])
+        else None
+        for name in (
+            "steps",
+            "drafts",
+            "draft_tokens",
+            "accepted_tokens",
+            "generated_tokens",
+            "requests",
+        )
+    }
+    counted = SpecCounters(**sums)
+    steps, drafts, accepted = counted.steps, counted.drafts, counted.accepted_tokens
+    length = None
+    if steps and counted.generated_tokens is not None and counted.requests is not None:
+        length = (counted.generated_tokens - counted.requests) / steps
+    return Acceptance(
+        source=COUNTERS,
+        state=state,
+        steps_source=STEPS_FROM_SERVER if length is not None else None,
+        acceptance_length=length,
+        acceptance_length_drafted=1 + accepted / drafts
+        if drafts and accepted is not None
+        else None,
+        draft_coverage=drafts / steps if drafts is not None and steps else None,
+        acceptance_rate=accepted / counted.draft_tokens
+        if accepted is not None and counted.draft_tokens
+        else None,
+        steps=steps,
+        drafts=drafts,
+        accepted_tokens=accepted,
+        draft_tokens=counted.draft_tokens,
+    )
+
+
 def _total(values: Sequence[int | None]) -> int | None:
     known = [v for v in values if v is not None]
     return sum(known) if known and len(known) == len(values) else None

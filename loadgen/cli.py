@@ -47,7 +47,8 @@ from loadgen.written import load_label, most_in_flight
 
 if TYPE_CHECKING:
     from loadgen.breakeven import By
-    from loadgen.measure import Job, Watch
+    from loadgen.measure import Attach, Job, Watch
+    from loadgen.monitor import Canary
     from loadgen.sides import Sides
     from loadgen.sweep import Index
     from reports.live import SweepLive
@@ -836,6 +837,148 @@ def serve(
             await _served(started)
 
     _run(wait())
+
+
+@app.command(name="monitor", short_help="Watch deployed servers' acceptance, for Prometheus.")
+def monitor_servers(
+    url: Annotated[list[str], typer.Option("--url", help="A server to watch, repeatable.")],
+    metrics_url: Annotated[
+        list[str] | None,
+        typer.Option("--metrics-url", help="Its metrics page: one for each --url, in order."),
+    ] = None,
+    scrape_interval: Annotated[
+        str, typer.Option("--scrape-interval", help="From one scrape to the next.")
+    ] = "15s",
+    probe: Annotated[
+        str | None,
+        typer.Option("--probe", help="Scenario to send one prompt of, category after category."),
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option("--every", help="From one --probe request to the next; 60s.")
+    ] = None,
+    max_output_tokens: Annotated[
+        int | None, typer.Option("--max-output-tokens", help="Output limit of a probe; 64.")
+    ] = None,
+    engine: EngineName = None,
+    model: Model = None,
+    tokenizer: Tokenizer = None,
+    any_tokenizer: AnyTokenizer = False,
+    api: Api = "completions",
+    header: Header = None,
+    api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
+    prometheus_port: PrometheusPort = None,
+    prometheus_host: PrometheusHost = "127.0.0.1",
+    quiet: Quiet = False,
+) -> None:
+    """Scrape deployed servers until Ctrl-C or SIGTERM and serve their speculation figures in one
+    vocabulary over all engines; optionally send a light probe by category.
+
+    Examples:
+      draftload monitor --url http://gpu-1:8000 --url http://gpu-2:30000 --prometheus-port 9410
+      draftload monitor --url http://HOST:8000 --probe qualitative --every 60s
+    """
+    from loadgen.measure import interrupts
+    from loadgen.monitor import monitor
+    from loadgen.transport import tls_context
+
+    if prometheus_port is None and quiet:
+        raise UserError(
+            "--quiet without --prometheus-port would tell nobody anything. Expected a port, or no "
+            "--quiet."
+        )
+    servers = _watched(
+        url,
+        metrics_url,
+        engine=engine,
+        model=model,
+        tokenizer=tokenizer,
+        any_tokenizer=any_tokenizer,
+        token_cache=_token_cache(),
+        api=_api(api),
+        headers=_headers(header, api_key_file),
+        tls=tls_context(ca_file, client_cert, client_key),
+    )
+    canary = _canary(probe, every, max_output_tokens)
+    every_s = _seconds("--scrape-interval", scrape_interval)
+    engines = _engines()
+
+    async def watch(watchers: Sequence[Callable[[Any], None]], say: Callable[[str], None]) -> None:
+        stop = asyncio.Event()
+        with interrupts(stop.set):
+            await monitor(servers, engines, watchers, stop, say, every_s=every_s, canary=canary)
+
+    with _monitor_page(prometheus_port, prometheus_host) as (served, where):
+        from reports.monitor_live import MonitorLive
+
+        with MonitorLive(quiet=quiet) as live:
+            if where:
+                live.say(f"metrics at {where}")
+            _run(watch([*served, live], live.say))
+
+
+def _watched(
+    urls: Sequence[str], metrics_urls: Sequence[str] | None, **common: Any
+) -> dict[str, Attach]:
+    """How to reach each server. UserError: a URL twice, or metrics pages that are not one a URL."""
+    from loadgen.measure import Attach
+
+    pages: Sequence[str | None] = metrics_urls or [None] * len(urls)
+    if len(pages) != len(urls):
+        raise UserError(
+            f"{len(urls)} --url and {len(pages)} --metrics-url were given. Expected one "
+            "--metrics-url for each --url, in the same order, or none."
+        )
+    found = {url: Attach(metrics_url=at, **common) for url, at in zip(urls, pages, strict=True)}
+    if len(found) < len(urls):
+        raise UserError("a --url was given twice. Expected every server once.")
+    return found
+
+
+def _canary(probe: str | None, every: str | None, max_output_tokens: int | None) -> Canary | None:
+    """What --probe says. UserError: its flags without it, or prompts that cannot be sent."""
+    from loadgen.monitor import PROBE_OUTPUT_TOKENS, Canary
+    from scenarios import prompts as sets
+
+    if probe is None:
+        for flag, value in (("--every", every), ("--max-output-tokens", max_output_tokens)):
+            if value is not None:
+                raise UserError(
+                    f"{flag} is of a probe. Expected --probe with it, such as --probe qualitative."
+                )
+        return None
+    scenario = _changed(
+        sets.scenario(probe), max_output_tokens=max_output_tokens or PROBE_OUTPUT_TOKENS
+    )
+    if _maker(scenario.dataset) is not None:
+        raise UserError(
+            f"--probe {probe}: its prompts are made for one target's tokenizer. Expected a "
+            "scenario of texts, such as qualitative or smoke."
+        )
+    return Canary(
+        scenario=scenario,
+        prompts=sets.read(scenario.dataset).prompts,
+        every_s=_seconds("--every", every or "60s"),
+    )
+
+
+@contextlib.contextmanager
+def _monitor_page(port: int | None, host: str) -> Iterator[tuple[list[Callable[[Any], None]], str]]:
+    """The watchers that export, and where. UserError: the port cannot be had."""
+    import uuid
+
+    from reports.exposition import Served
+    from reports.monitor_page import MonitorPage
+
+    if port is None:
+        yield [], ""
+        return
+    with Served(host, port) as served:
+        shown = f"[{host}]" if ":" in host else host
+        page = MonitorPage(uuid.uuid4().hex[:12], served.show)
+        yield [page], f"http://{shown}:{served.port}/metrics"
 
 
 @app.command(short_help="What is at a URL, and what it honours.")

@@ -121,6 +121,17 @@ def base_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
+def checked_url(url: str, headers: Mapping[str, str]) -> str:
+    """The server's root. UserError: no URL, or one with a password beside an API key."""
+    root = base_url(url)
+    if "@" in urlsplit(root).netloc and any(name.lower() == "authorization" for name in headers):
+        raise UserError(
+            f"{without_secrets(root)} was given with a password in the URL and with an API key. "
+            "Expected one of them: take one away (the key may come from $OPENAI_API_KEY)."
+        )
+    return root
+
+
 def without_secrets(url: str) -> str:
     """The URL without user and password, as it may be written down."""
     parts = urlsplit(url)
@@ -139,21 +150,18 @@ async def identify(
     tls: ssl.SSLContext | bool = True,
     config: ServerConfig | None = None,
     gpus: int | None = None,
+    any_model: bool = False,
 ) -> Target:
     """Which engine, model and settings answer at `url`. UserError: what is wrong, what to do.
 
     `config` is what we launched, if we did: then its speculation is known to be on or off.
+    `any_model`: of several the first that the server names, which is its base model (vLLM 0.32).
     """
-    root = base_url(url)
-    if "@" in urlsplit(root).netloc and any(n.lower() == "authorization" for n in headers or ()):
-        raise UserError(
-            f"{without_secrets(root)} was given with a password in the URL and with an API key. "
-            "Expected one of them: take one away (the key may come from $OPENAI_API_KEY)."
-        )
+    root = checked_url(url, headers or {})
     async with _session(root, headers, tls) as session:
         models = await _models(session, root)
-        found = _engine(engines, engine, models)
-        card = _model(models, model)
+        found = engine_of(engines, engine, models[0].owned_by)
+        card = models[0] if any_model and model is None else _model(models, model)
         metrics, samples = await _metrics(root, found, metrics_url, dict(headers or {}), tls)
         pages = {path: await _page(session, root + path) for path in found.describe_paths}
     facts = found.describe(pages, samples or {})
@@ -322,7 +330,8 @@ async def _models(session: aiohttp.ClientSession, root: str) -> tuple[_Card, ...
     return cards
 
 
-def _engine(engines: Mapping[str, Engine], name: str | None, models: Sequence[_Card]) -> Engine:
+def engine_of(engines: Mapping[str, Engine], name: str | None, owner: str | None = None) -> Engine:
+    """The engine of that name, else the one whose models are `owner`'s. UserError: unknown."""
     if name is not None:
         if name not in engines:
             known = ", ".join(sorted(engines))
@@ -330,7 +339,6 @@ def _engine(engines: Mapping[str, Engine], name: str | None, models: Sequence[_C
                 f"unknown engine '{name}'{nearest(name, engines) or '.'} Known: {known}."
             )
         return engines[name]
-    owner = models[0].owned_by
     return next((e for e in engines.values() if owner in e.owned_by), None) or engines["openai"]
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 import aiohttp
 
 from loadgen.transport import bounded, environment_proxy, secrets_of
-from loadgen.types import LOST, Caveat, Engine, Observer, Snapshot
+from loadgen.types import LOST, Caveat, Engine, Observer, ScrapeResult, Snapshot
 from loadgen.written import hide
 
 MAX_PAGE_BYTES = 8 << 20
@@ -56,7 +56,7 @@ class Scraper:
     """Reads one server's metrics page. `url` None: there is none, and nothing is recorded.
 
     `observe` gets every Snapshot, and one Caveat when the page fails; `zero` is the run's start on
-    `perf_counter`.
+    `perf_counter`. `result` and `why` tell how the last read ended.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class Scraper:
         tls: ssl.SSLContext | bool = True,
     ) -> None:
         self.url = url
+        self.result: ScrapeResult = "ok"
+        self.why = ""
         self._told = False
         self._reading: asyncio.Future[str | None] | None = None
         self._sums: dict[str, float] | None = None  # of a page that a read drains
@@ -97,6 +99,17 @@ class Scraper:
             return parse_page(page, prefixes)
         return {k: v for k, v in self._sums.items() if k.startswith(prefixes or "")}
 
+    @property
+    def drains(self) -> bool:
+        """Every read of this page takes away what it tells."""
+        return self._sums is not None
+
+    async def end(self) -> None:
+        """Give up the read that is under way, if one is."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
     async def _read(self) -> str | None:
         """The page's text, or None. A drained page is added to the sums; a read that failed may
         have drained it, so it is a loss."""
@@ -118,20 +131,24 @@ class Scraper:
                 if not why:
                     if drain is not None:
                         self._sums = drain(page, self._sums or {})
+                    self.result, self.why = "ok", ""
                     return page
+                self.result = "refused" if response.status != 200 else "garbage"
         except ValueError as fault:
+            self.result = "garbage"
             why = f"the metrics page was not what it should be: {fault}"
         except (aiohttp.ClientError, OSError, TimeoutError) as fault:
+            self.result = "timed_out" if isinstance(fault, TimeoutError) else "unreachable"
             why = f"the metrics page failed: {type(fault).__name__} {fault}".strip()
         if self._sums is not None:
             self._sums[LOST] = self._sums.get(LOST, 0.0) + 1
-        why = hide(why, secrets_of(self.url, self._headers))
+        self.why = hide(why, secrets_of(self.url, self._headers))[:300]
         if not self._told:
             self._told = True
             self._observe(
                 Caveat(
                     code="metrics-page",
-                    message=f"{why[:300]}.",
+                    message=f"{self.why}.",
                     advice="Acceptance from the server's counters needs it; what else there is, is "
                     "used. Give its address with --metrics-url.",
                 )

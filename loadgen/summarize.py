@@ -60,7 +60,10 @@ from loadgen.types import (
 
 _STARTED = "process_start_time_seconds"
 _IDENTITY = re.compile(r'[{,](model_name|engine|dp_rank|tp_rank|pp_rank)="([^"]*)"')
-_COUNTED = ("drafts", "draft_tokens", "accepted_tokens", "generated_tokens", "requests", "steps")
+_COUNTED = (
+    *("drafts", "draft_tokens", "accepted_tokens"),
+    *("generated_tokens", "prompt_tokens", "requests", "steps"),
+)
 
 RANDOM = Caveat(
     code="random-control",
@@ -243,6 +246,7 @@ def counter_growth(
         draft_tokens=growth["draft_tokens"],
         accepted_tokens=growth["accepted_tokens"],
         generated_tokens=growth["generated_tokens"],
+        prompt_tokens=growth["prompt_tokens"],
         requests=growth["requests"],
         steps=growth["steps"],
         accepted_by_position=accepted,

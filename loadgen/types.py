@@ -244,8 +244,8 @@ class SpecCounters(Noun, frozen=True, kw_only=True):
     `steps` are all decode steps, `drafts` the steps that had a draft. Position lists are dense,
     index 0 = first draft position; `accepted_histogram[j]` = drafted steps that accepted exactly j
     (all steps, where `drafts` is None). `draft_tokens_nominal` is steps × nodes a step, where
-    nobody counts what was drafted. `generated_tokens` and `requests` are the server's own count
-    over a window. Any may be None.
+    nobody counts what was drafted. `generated_tokens`, `prompt_tokens` and `requests` are the
+    server's own count over a window. Any may be None.
     """
 
     steps: Count | None = None
@@ -258,6 +258,7 @@ class SpecCounters(Noun, frozen=True, kw_only=True):
     drafted_by_position: tuple[Count, ...] | None = None
     accepted_histogram: tuple[Count, ...] | None = None
     generated_tokens: Count | None = None
+    prompt_tokens: Count | None = None
     requests: Count | None = None
 
 
@@ -608,6 +609,8 @@ class Engine:
     `files`: name → content of what `command` needs beside it, in the folder that FILES stands for.
     help(config): argv that prints every flag the executable knows; empty: it is not asked.
     `optional`: flags that are left out where it does not know them; `respelled`: (ours, older).
+    acceptance_gauge(samples): the acceptance length that the server shows itself, over a window of
+    its own; None: it has no such gauge, or nothing to show.
     """
 
     name: str
@@ -636,6 +639,7 @@ class Engine:
     help: Callable[[ServerConfig], list[str]] = lambda config: []
     optional: frozenset[str] = frozenset()
     respelled: tuple[tuple[str, str], ...] = ()
+    acceptance_gauge: Callable[[Mapping[str, float]], float | None] = lambda samples: None
     ready_path: str = "/health"
     stop_s: float = 10.0
     verified: str = "not verified on a live server"
@@ -1081,6 +1085,46 @@ class Study:
     color: bool = False
     break_even: BreakEven | None = None
     judged: tuple[Judged, ...] = ()
+
+
+# ── the monitor ──────────────────────────────────────────────────────────────────────────────────
+
+ScrapeResult = Literal["ok", "unidentified", "unreachable", "timed_out", "refused", "garbage"]
+"""How a scrape ended: `refused` by an HTTP error, `garbage`: that was no metrics page,
+`unidentified`: what is there could not be told."""
+
+
+class Reading(Noun, frozen=True, kw_only=True):
+    """One scrape of a deployed server. `server` is its host:port, `at_unix_s` the wall clock.
+
+    `info`: what was found there last; None until it was found once. `grown`: by what its counters
+    grew since the last scrape that worked, after a restart all that they hold. `load` and
+    `acceptance_gauge` (Engine's) are as they stand. All are None where the scrape failed, and `why`
+    says why. `rss_bytes` is the monitor's own memory.
+    """
+
+    server: str
+    at_unix_s: float
+    duration_s: float
+    result: ScrapeResult
+    rss_bytes: int
+    why: str = ""
+    info: ServerInfo | None = None
+    grown: SpecCounters | None = None
+    load: ServerLoad | None = None
+    acceptance_gauge: float | None = None
+    restarted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """One request of the monitor's canary to a server, as it ended."""
+
+    server: str
+    info: ServerInfo
+    engine: Engine
+    scenario: str
+    record: RequestRecord
 
 
 # ── sets of prompts ──────────────────────────────────────────────────────────────────────────────

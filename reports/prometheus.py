@@ -416,10 +416,10 @@ def _speculated(
         page.add(DECODE_TOKENS, by, tokens)
         page.add(DECODE_STEPS, by, steps)
     if figures is not None:
-        _drafted(page, by, figures)
+        add_drafts(page, by, figures)
 
 
-def _drafted(page: Page, by: Labels, figures: SpecCounters) -> None:
+def add_drafts(page: Page, by: Labels, figures: SpecCounters) -> None:
     """Draft figures where they are known. By position without category: a page has its bounds."""
     for family, count in (
         (DRAFTS, figures.drafts),
@@ -439,7 +439,7 @@ def add_growth(page: Page, labels: Labels, grown: SpecCounters, tokens: int, req
     if grown.drafts is None and not grown.steps:
         return
     by = {**labels, "source": COUNTERS}
-    _drafted(page, by, grown)
+    add_drafts(page, by, grown)
     if grown.steps:
         if grown.generated_tokens is not None and grown.requests is not None:
             tokens, requests = grown.generated_tokens, grown.requests

@@ -28,12 +28,14 @@ from loadgen.errors import ServerError, UserError, nearest
 from loadgen.protocol import chat_wire, completions_wire
 from loadgen.types import Engine, ServerConfig, ServerFacts, ServerLoad, SpecConfig, SpecCounters
 from loadgen.written import chain_depth, known_method, known_options
+from servers.series import total
 
 SPEC = "llamacpp:spec_decode_"
 DRAFTS = f"{SPEC}num_drafts_total"
 DRAFT_TOKENS = f"{SPEC}num_draft_tokens_total"
 ACCEPTED = f"{SPEC}num_accepted_tokens_total"
 ACCEPTED_BY_POSITION = f"{SPEC}num_accepted_tokens_per_pos_total"
+PROMPTED = "llamacpp:prompt_tokens_total"
 GENERATED = "llamacpp:tokens_predicted_total"
 RUNNING = "llamacpp:requests_processing"
 WAITING = "llamacpp:requests_deferred"
@@ -58,6 +60,8 @@ def counters(samples: Mapping[str, float]) -> SpecCounters:
         if found
         else None,
         generated_tokens=_whole(samples, GENERATED),
+        # Prompt tokens that it computed, and those that it found in its cache.
+        prompt_tokens=total(samples, PROMPTED, f"{PROMPTED.removesuffix('_total')}_cached_total"),
     )
 
 

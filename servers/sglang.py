@@ -45,9 +45,11 @@ from loadgen.written import (
 from servers.series import amount, rows, total
 
 GENERATED = "sglang:generation_tokens_total"
+PROMPTED = "sglang:prompt_tokens_total"
 REQUESTS = "sglang:num_requests_total"
 VERIFIED = "sglang:spec_verify_calls_total"
 WINDOW = "sglang:spec_num_draft_tokens"
+SHOWN = "sglang:spec_accept_length"
 RUNNING = "sglang:num_running_reqs"
 WAITING = "sglang:num_queue_reqs"
 KV_USE = "sglang:token_usage"
@@ -67,6 +69,7 @@ def counters(samples: Mapping[str, float]) -> SpecCounters:
     return SpecCounters(
         steps=total(samples, VERIFIED),
         generated_tokens=total(samples, GENERATED),
+        prompt_tokens=total(samples, PROMPTED),
         requests=total(samples, REQUESTS),
     )
 
@@ -80,7 +83,7 @@ def load(samples: Mapping[str, float]) -> ServerLoad:
         waiting=round(sum(waiting)) if waiting else None,
         kv_cache_use=sum(kv) / len(kv) if kv else None,
         prefix_hit_tokens=total(samples, "sglang:cached_tokens_total"),
-        prefix_asked_tokens=total(samples, "sglang:prompt_tokens_total"),
+        prefix_asked_tokens=total(samples, PROMPTED),
         preemptions=total(samples, "sglang:num_retracted_requests_total"),
         queue_time_s=amount(samples, f"{QUEUED}_sum"),
         queued=total(samples, f"{QUEUED}_count"),
@@ -103,6 +106,14 @@ def _ranks(samples: Mapping[str, float], family: str) -> list[float]:
             rank = tuple(labels.get(key) for key in ("model_name", "engine_type", "dp_rank"))
             found[rank] = max(value, found.get(rank, value))
     return list(found.values())
+
+
+def acceptance_gauge(samples: Mapping[str, float]) -> float | None:
+    """Its own acceptance length over the last --decode-log-interval steps, accepted drafts and the
+    bonus token a step: the mean over ranks that show one. 0 is what it shows without speculation.
+    """
+    shown = [value for value in _ranks(samples, SHOWN) if value > 0]
+    return sum(shown) / len(shown) if shown else None
 
 
 _TREES = ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "FROZEN_KV_MTP")
@@ -484,6 +495,7 @@ ENGINE = Engine(
     owned_by=("sglang",),
     counters=counters,
     load=load,
+    acceptance_gauge=acceptance_gauge,
     metrics_path="/metrics",
     # Gauges keep their last value on an idle server for 30 s, and counters move when a request
     # ends: only this and WORK, which grows every --decode-log-interval steps, tell rest.

@@ -81,6 +81,7 @@ def counters(samples: Mapping[str, float]) -> SpecCounters:
         accepted_by_position=accepted,
         drafted_by_position=drafted,
         generated_tokens=_total(samples, "generation_tokens_total"),
+        prompt_tokens=_total(samples, "prompt_tokens_total"),
         requests=_total(samples, "request_success_total"),
     )
 

@@ -46,6 +46,7 @@ def counters(samples: Mapping[str, float]) -> SpecCounters:
         accepted_tokens=total(samples, f"{SPEC}num_accepted_tokens_total"),
         accepted_by_position=by_position(samples, *_ACCEPTED),
         generated_tokens=total(samples, GENERATED),
+        prompt_tokens=total(samples, "vllm:prompt_tokens_total"),
         requests=total(samples, "vllm:request_success_total"),
     )
 

@@ -38,7 +38,7 @@ Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 
 
 @contextlib.asynccontextmanager
-async def listening(handler: Connected) -> AsyncIterator[str]:
+async def listening(handler: Connected, port: int = 0) -> AsyncIterator[str]:
     """A raw-socket server, one call of the handler a connection; all closed at the end."""
     connections: list[asyncio.StreamWriter] = []
 
@@ -47,14 +47,16 @@ async def listening(handler: Connected) -> AsyncIterator[str]:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await handler(reader, writer)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", port)
     try:
-        host, port = server.sockets[0].getsockname()[:2]
-        yield f"http://{host}:{port}"
+        host, bound = server.sockets[0].getsockname()[:2]
+        yield f"http://{host}:{bound}"
     finally:
+        server.close()
+        for _ in range(5):
+            await asyncio.sleep(0)  # whoever was let in just now becomes a connection
         for writer in connections:
             writer.close()
-        server.close()
         await server.wait_closed()
 
 

@@ -77,7 +77,19 @@ def test_alone_it_shows_three_lines_that_get_one_going(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "run", "sweep", "report", "compare", "advise", "capacity", "serve", "check"]
+    "command",
+    [
+        "demo",
+        "run",
+        "sweep",
+        "report",
+        "compare",
+        "advise",
+        "capacity",
+        "serve",
+        "monitor",
+        "check",
+    ],
 )
 def test_every_help_has_an_example(tmp_path: Path, command: str) -> None:
     done = draftload(command, "--help", cwd=tmp_path)

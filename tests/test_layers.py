@@ -73,7 +73,10 @@ FOREIGN: Mapping[str, tuple[frozenset[str], bool]] = {
 """Package → who may import it, and whether only lazily: in a function or under TYPE_CHECKING."""
 
 NO_ENGINE = _modules("servers", "launch fitting series simulated dialects pages")
-NO_RENDER = _modules("reports", "units page pareto live progress exposition prometheus datasets")
+NO_RENDER = _modules(
+    "reports",
+    "units page pareto live progress exposition prometheus datasets monitor_live monitor_page",
+)
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────

@@ -44,21 +44,22 @@ def body(name: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("ngram-before", (0, 0, 0, None, 0)),
-        ("ngram-after1", (7, 32, 32, (7, 7, 6, 6, 6, 0, 0, 0), 40)),
-        ("draft-after1", (10, 29, 29, (10, 10, 9), 40)),
-        ("synthetic-after", (237, 699, 328, (157, 104, 67), 576)),
-        ("nospec-after", (0, 0, 0, None, 2624)),
+        ("ngram-before", (0, 0, 0, None, 0, 0)),
+        ("ngram-after1", (7, 32, 32, (7, 7, 6, 6, 6, 0, 0, 0), 40, 27)),
+        ("draft-after1", (10, 29, 29, (10, 10, 9), 40, 44)),
+        ("synthetic-after", (237, 699, 328, (157, 104, 67), 576, 249 + 240)),
+        ("nospec-after", (0, 0, 0, None, 2624, 1053 + 275)),
     ],
 )
 def test_counters(name: str, expected: tuple[Any, ...]) -> None:
-    drafts, draft_tokens, accepted, positions, generated = expected
+    drafts, draft_tokens, accepted, positions, generated, prompted = expected
     assert llamacpp.counters(page(name)) == SpecCounters(
         drafts=drafts,
         draft_tokens=draft_tokens,
         accepted_tokens=accepted,
         accepted_by_position=positions,
         generated_tokens=generated,
+        prompt_tokens=prompted,
     )
 
 
@@ -85,7 +86,8 @@ def test_ticks_are_few_and_hold_the_queue() -> None:
     text = (DATA / "llamacpp-metrics-ngram-busy.txt").read_text()
     ticked = parse_page(text, llamacpp.ENGINE.tick_prefixes)
     assert llamacpp.load(ticked) == ServerLoad(running=8, waiting=4)
-    assert llamacpp.counters(ticked) == llamacpp.counters(page("ngram-busy"))
+    whole = llamacpp.counters(page("ngram-busy"))
+    assert llamacpp.counters(ticked) == msgspec.structs.replace(whole, prompt_tokens=None)
     assert len(ticked) < len(page("ngram-busy"))
 
 

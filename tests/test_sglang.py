@@ -253,7 +253,9 @@ def snapshot(edge: Any, samples: dict[str, float]) -> Snapshot:
 
 def test_counters_give_al_2_81() -> None:
     """(10180 − 64) ÷ 3600 = 2.81, over a window that began with families never touched."""
-    assert sglang.counters(PAGE) == SpecCounters(steps=3600, generated_tokens=10180, requests=64)
+    assert sglang.counters(PAGE) == SpecCounters(
+        steps=3600, generated_tokens=10180, prompt_tokens=32768, requests=64
+    )
     growth, why = counter_growth([snapshot("start", {}), snapshot("end", PAGE)], sglang.ENGINE)
     assert (growth, why) == (sglang.counters(PAGE), "")
     done = record([1, 1], [0, 1, 2])

@@ -1,4 +1,4 @@
-"""The soak of benchmarks/soak.py, short: every request accounted for, nothing left, memory flat."""
+"""The soaks of benchmarks/, short: every count is right, nothing is left, memory is flat."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import monitor_soak
 from benchmarks.soak import KINDS, Soaked, faulty_server, soak
 
 SECONDS, STREAMS = 15.0, 128
@@ -33,3 +34,28 @@ def test_growth_is_seen() -> None:
 
     assert soaked([10, 90, *[100] * 48]) == 0
     assert soaked(list(range(50))) == 30 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+async def test_a_monitor_counts_over_restarts_and_faults_and_keeps_nothing() -> None:
+    with monitor_soak.played_servers(30) as urls:
+        found = await monitor_soak.day(urls, 400)
+    assert list(monitor_soak.faults(found)) == []
+    assert min(told.restarts for told in found.servers.values()) >= 5
+    assert min(told.scrapes - told.worked for told in found.servers.values()) >= 40
+    assert found.growth_bytes < 4 << 20
+
+
+def test_what_the_monitor_lost_or_kept_is_seen() -> None:
+    told = monitor_soak.Told(
+        scrapes=100, worked=90, restarts=2, restarted=4, probes=0, counted=100,
+        grown=90 * monitor_soak.GENERATED,
+    )  # fmt: skip
+    found = monitor_soak.Day(
+        servers={"vllm": told}, memory=((0.0, 1), (0.15, 1), (1.0, 9)), most_series=1,
+        tasks_left=1, descriptors_left=0, objects=(*[40_000] * 10, *[50_000] * 10), collects=False,
+    )  # fmt: skip
+    said = "\n".join(monitor_soak.faults(found))
+    for what in ("8 of 100 turns", "2 restarts were told", "not probed", "1 tasks", "grew", "off"):
+        assert what in said
+    assert found.growth_bytes == 8

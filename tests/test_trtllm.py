@@ -443,6 +443,7 @@ def test_counters_of_the_prometheus_page() -> None:
         accepted_by_position=(2864, 2137, 1545),
         drafted_by_position=(3630, 3630, 3630),
         generated_tokens=10240,
+        prompt_tokens=32768,
         requests=64,
     )
 

@@ -47,6 +47,7 @@ def page(name: str) -> dict[str, float]:
                 accepted_tokens=0,
                 accepted_by_position=(0, 0, 0),
                 generated_tokens=0,
+                prompt_tokens=0,
                 requests=0,
             ),
         ),
@@ -58,6 +59,7 @@ def page(name: str) -> dict[str, float]:
                 accepted_tokens=30,
                 accepted_by_position=(10, 10, 10),
                 generated_tokens=40,
+                prompt_tokens=27,
                 requests=1,
             ),
         ),
@@ -69,10 +71,11 @@ def page(name: str) -> dict[str, float]:
                 accepted_tokens=113,
                 accepted_by_position=(44, 36, 33),
                 generated_tokens=217,
+                prompt_tokens=316,
                 requests=11,
             ),
         ),
-        ("nospec", SpecCounters(generated_tokens=40, requests=1)),
+        ("nospec", SpecCounters(generated_tokens=40, prompt_tokens=27, requests=1)),
     ],
 )
 def test_counters_of_captured_pages(name: str, expected: SpecCounters) -> None:
