@@ -75,7 +75,8 @@ FOREIGN: Mapping[str, tuple[frozenset[str], bool]] = {
 NO_ENGINE = _modules("servers", "launch fitting series simulated dialects pages")
 NO_RENDER = _modules(
     "reports",
-    "units page pareto live progress exposition prometheus datasets monitor_live monitor_page",
+    "units page pareto live progress exposition prometheus datasets monitor_live monitor_page"
+    " grafana.boards",
 )
 
 

@@ -25,7 +25,8 @@ PACKAGES = {"loadgen", "servers", "scenarios", "reports"}
 DIST_INFO = f"draftload-{__version__}.dist-info"
 DATA = (
     "scenarios/*.toml", "scenarios/data/*.jsonl", "servers/configs/*.toml",
-    "servers/configs/matrices/*.toml",
+    "servers/configs/matrices/*.toml", "reports/grafana/*.json", "reports/grafana/*.y*ml",
+    "reports/grafana/provisioning/*/*.yml",
 )  # fmt: skip
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
