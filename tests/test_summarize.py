@@ -155,6 +155,7 @@ def test_the_next_source_is_used_and_the_report_says_why() -> None:
     assert "counters of 2 models" in counted.why_missing
     (caveat,) = [c for c in found.caveats if c.code == "several-models"]
     assert "the metrics page counts m, other" in caveat.message
+    assert "counters-not-usable" not in [c.code for c in found.caveats], "it is said once"
 
 
 def test_a_phase() -> None:
