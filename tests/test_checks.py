@@ -6,6 +6,7 @@ for what the check looks at.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import random
 from array import array
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import pytest
 
 from loadgen import checks, cli, preflight
@@ -613,6 +615,41 @@ def test_a_trend_has_a_sign_and_its_noise(tmp_path: Path) -> None:
     assert "rose by" in said(tmp_path, lines(slowing(-0.5)), "throughput-trend")
     few = slowing(0.5)[:9]
     assert "throughput-trend" not in codes(read(tmp_path, lines(few))), "too few slices to tell"
+
+
+def trends_found(streams: int, each: int, fall: float, phases: int = 400) -> float:
+    """Share of played closed loops in which a trend is seen. Answers differ in length by half and
+    in speed by 30 %; speed falls by `fall` over the phase."""
+    dice = np.random.default_rng(5)
+    found = 0
+    for _ in range(phases):
+        lengths = dice.lognormal(np.log(100) - 0.11, 0.47, streams * each)
+        speeds = dice.lognormal(-0.045, 0.3, streams * each)
+        free = [0.01 * n for n in range(streams)]
+        begun, ended = np.zeros_like(lengths), np.zeros_like(lengths)
+        for k, (length, speed) in enumerate(zip(lengths, speeds, strict=True)):
+            at = heapq.heappop(free)
+            begun[k] = at + 5
+            ended[k] = begun[k] + length / (speed * (1 - fall * min(at / each / 100, 1)))
+            heapq.heappush(free, ended[k])
+        start, end = 0.01 * streams, begun[-1] - 5
+        most = int((end - start) / np.median(ended - begun + 5))
+        if most < checks.SLICES[0]:
+            continue
+        borders = np.linspace(start, end, min(most, checks.SLICES[1]) + 1)
+        shares = np.clip((borders[:, None] - begun) / (ended - begun), 0, 1)
+        counts = np.diff(shares @ lengths)
+        found += checks.clear_trend(counts.tolist()) is not None
+    return found / phases
+
+
+def test_trends_are_found_and_seldom_where_there_are_none() -> None:
+    """The figures that TREND_WIDER's docstring has."""
+    assert trends_found(1, 12, 0.0) < 0.07
+    assert trends_found(1, 30, 0.0) < 0.03
+    assert trends_found(8, 30, 0.0) < 0.02
+    assert 0.12 < trends_found(8, 30, 0.15) < 0.32
+    assert trends_found(64, 30, 0.15, phases=100) > 0.97
 
 
 def test_a_long_run_without_a_trend_has_none(tmp_path: Path) -> None:
