@@ -110,6 +110,7 @@ FIGURES: tuple[tuple[str, str, int, Cell], ...] = (
     ("output\nsteady\ntok/s", "steady output", 1, lambda p: _RATE(p.throughput.steady)),
     ("output\nwhole\ntok/s", "whole output", 5, lambda p: _RATE(p.throughput.whole)),
     ("user\np50\ntok/s", "user speed", 1, lambda p: _RATE(dist(p, "user_tokens_per_s").p50)),
+    ("goodput\nreq/s", "goodput", 2, lambda p: _RATE(p.goodput_rps)),
     ("TTFT\np50\nms", "TTFT p50", 8, lambda p: _MS(dist(p, "ttft_s").p50)),
     ("TTFT\np95\nms", "TTFT p95", 3, lambda p: _MS(dist(p, "ttft_s").p95)),
     (f"TTFT p50\n{_DUE}", "TTFT p50 from intended", 13, lambda p: _MS(_due(p, "ttft").p50)),
@@ -132,6 +133,7 @@ def loads(rows: Sequence[Row], width: int, marks: Column | None = None) -> Secti
     absent = {
         "repeat": not any(p.repeat for p in phases),
         "chunk gap": all(p.chunk_is_step is False for p in phases),
+        "goodput": all(p.goodput_rps is None for p in phases),
         **dict.fromkeys(OPEN, not any(isinstance(p.load, OpenLoop) for p in phases)),
     }
     figures = [f for f in FIGURES if not absent.get(f[1])]

@@ -506,3 +506,13 @@ def test_of_many_runs_the_header_says_each_value_once() -> None:
     said = [line.plain for line in header(runs, 100)]
     assert not any("[" in line for line in said)
     assert said[-1].split() == ["started", began[0], "…", began[-1]]
+
+
+def test_goodput_has_a_column_where_an_slo_is_set() -> None:
+    study = single()
+    assert "goodput" not in render(study)
+    (run,) = study.summaries
+    held = tuple(msgspec.structs.replace(p, goodput_rps=3.25) for p in run.phases)
+    said = render(with_summary(study, msgspec.structs.replace(run, phases=held)))
+    assert "goodput" in said
+    assert "3.25" in said
