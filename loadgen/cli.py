@@ -1363,8 +1363,10 @@ def _exported(port: int | None, host: str, linger: str | None) -> Iterator[tuple
         print(f"draftload: metrics at http://{shown}:{served.port}/metrics", file=sys.stderr)
 
         def wait() -> None:
-            if linger_s is not None:
-                with contextlib.suppress(KeyboardInterrupt):
+            with contextlib.suppress(KeyboardInterrupt):
+                if linger_s is not None and not served.taken(0):
+                    told = f"for {linger}, or until it was scraped; Ctrl-C ends it"
+                    print(f"draftload: the metrics page stays {told}", file=sys.stderr)
                     served.taken(linger_s)
 
         try:

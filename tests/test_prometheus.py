@@ -685,18 +685,40 @@ def has_steps(concurrency: str, page: Samples) -> bool:
     return bool(total(page, "decode_steps_total", concurrency=concurrency))
 
 
-def test_a_run_is_scraped_while_it_goes_on_and_lingers_until_its_end_was_seen(
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code and what it printed; nothing went wrong on stderr."""
+    out, err = process.communicate(timeout=WAITS_S)
+    assert "Traceback" not in err
+    assert "interrupted" not in err
+    return process.returncode, out
+
+
+def test_a_run_is_scraped_while_it_goes_on_and_does_not_linger_when_interrupted(
     truth: Truth, asked: Path, tmp_path: Path
 ) -> None:
-    words = measured(truth(5, 10, 3), asked, "-c", "2", "--requests", "12", "--format", "json",
-                     "--quiet", "--linger", "1h")  # fmt: skip
+    words = measured(truth(5, 10, 3), asked, "-c", "2", "--duration", "1h", "--linger", "1h")
     with running(*words, cwd=tmp_path) as (process, url):
         page = until(url, partial(has_steps, "2"))
         assert total(page, "run_ended") == 0
         assert over_total(page, "decode_tokens", "decode_steps") == 3.0
+        assert total(page, "requests_in_flight_target") == 2
+        until(url, lambda later: more(later, page, "streamed_tokens_total"))
+        process.send_signal(signal.SIGINT)
+        assert ended(process)[0] == 130
+
+
+def more(later: Samples, page: Samples, name: str) -> bool:
+    return (total(later, name) or 0) > (total(page, name) or 0)
+
+
+def test_a_run_lingers_until_its_end_was_seen_and_the_page_is_what_it_reported(
+    truth: Truth, asked: Path, tmp_path: Path
+) -> None:
+    words = measured(truth(5, 1, 3), asked, "-c", "2", "--format", "json", "--linger", "1h")
+    with running(*words, cwd=tmp_path) as (process, url):
         page = until(url, lambda p: total(p, "run_ended") == 1)
-        out, err = process.communicate(timeout=WAITS_S)
-        assert (process.returncode, err) == (0, "")
+        code, out = ended(process)
+    assert code == 0
     report = json.loads(out)
     (phase,) = report["phases"]
     assert total(page, "requests_total", outcome="completed") == phase["requests"]["completed"]
@@ -711,12 +733,13 @@ def test_ctrl_c_ends_the_wait_after_the_report_and_changes_no_exit_code(
 ) -> None:
     words = measured(truth(5, 1, 3), asked, "--format", "json", "--quiet", "--linger", "1h")
     with running(*words, cwd=tmp_path) as (process, _):
-        assert process.stdout is not None
-        lines = list(itertools.takewhile(lambda line: line != "}\n", process.stdout))
-        assert lines[0] == "{\n"
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "metrics page" in line)
+        assert "for 1h, or until it was scraped" in said
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=WAITS_S)
-        assert (process.returncode, err) == (0, "")
+        code, out = ended(process)
+    assert code == 0
+    assert json.loads(out)["phases"]
 
 
 def test_without_linger_and_when_nobody_scrapes_a_run_just_ends(
@@ -725,28 +748,27 @@ def test_without_linger_and_when_nobody_scrapes_a_run_just_ends(
     url = truth(5, 1, 3)
     for more in ((), ("--linger", "100ms")):
         with running(*measured(url, asked, "--quiet", *more), cwd=tmp_path) as (process, _):
-            process.communicate(timeout=WAITS_S)
-            assert process.returncode == 0
+            assert ended(process)[0] == 0
 
 
 def test_a_sweep_is_one_page(truth: Truth, asked: Path, tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(
         'name = "m"\nrepeats = 1\nbaseline = false\n'
-        f'[[servers]]\nname = "a"\nurl = "{truth(5, 5, 3)}"\nengine = "vllm"\n'
+        f'[[servers]]\nname = "a"\nurl = "{truth(5, 10, 3)}"\nengine = "vllm"\n'
         f'[[scenarios]]\nscenario = "smoke"\ndataset = "{asked}"\nconcurrency = [1, 2]\n'
         "max_output_tokens = 30\n"
     )
     words = ("sweep", "m.toml", "--yes", "--quiet", "--linger", "1h")
     with running(*words, cwd=tmp_path) as (process, url):
-        seen = []
-        for concurrency in ("1", "2"):
-            page = until(url, partial(has_steps, concurrency))
-            seen.append(values_of(page, "decode_steps_total", "run_id"))
-            assert {dict(has)["concurrency"] for _, has in page} == {concurrency}
-        assert seen[0].isdisjoint(seen[1])
-        until(url, lambda p: total(p, "run_ended", concurrency="2") == 1)
-        process.communicate(timeout=WAITS_S)
-        assert process.returncode == 0
+        first = until(url, partial(has_steps, "1"))
+        assert {dict(has)["concurrency"] for _, has in first} == {"1"}
+        last = until(url, lambda p: total(p, "run_ended", concurrency="2") == 1)
+        assert {dict(has)["concurrency"] for _, has in last} == {"2"}
+        runs = [values_of(page, "run_info", "run_id") for page in (first, last)]
+        assert runs[0].isdisjoint(runs[1])
+        code, table = ended(process)
+        assert code == 0
+        assert "c=2" in table
 
 
 @pytest.mark.parametrize(
