@@ -4,6 +4,7 @@
 
 Builds tests/data/truthserver.c, starts it, and runs in turn, each as a process of its own:
   draftload   the whole command (`draftload run`), start-up, run file and report included
+  exported    the whole command with --prometheus-port, its page scraped every second
   timed path  its runner, transport and store, with the server's own stamp read off every chunk
   bare        one aiohttp loop that stamps reads and parses nothing: the floor
 Prints medians over the rounds. d: a chunk's stamp minus the server's just before its write.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -24,11 +26,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 from array import array
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
 import aiohttp
@@ -45,6 +48,8 @@ from tests.records import run_info
 
 SOURCE = Path(__file__).parents[1] / "tests" / "data" / "truthserver.c"
 TTFT_MS, ITL_MS = 200, 20
+SCRAPE_S = 1.0
+COMMANDS = ("draftload", "exported")
 MARK = b'"system_fingerprint":"'
 
 
@@ -193,6 +198,21 @@ def ask(url: str, path: str, method: str = "GET") -> str:
         return str(answer.read().decode())
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def scraped(port: int, process: subprocess.Popen[bytes], sizes: list[int]) -> None:
+    """What a Prometheus with an interval of 1 s does; the size of every page that it got."""
+    while process.returncode is None:
+        with contextlib.suppress(OSError):
+            sizes.append(len(ask(f"http://127.0.0.1:{port}", "/metrics")))
+        sleep(SCRAPE_S)
+
+
 def truth(page: str, name: str) -> float:
     found = re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)
     assert found is not None, name
@@ -203,13 +223,15 @@ def measured(kind: str, url: str, a: argparse.Namespace, folder: str) -> dict[st
     """One process of `kind`: what it said, what it cost, what the server truly sent."""
     ask(url, "/reset", "POST")
     common = [f"--streams={a.streams}", f"--requests={a.requests}", f"--tokens={a.tokens}"]
-    if kind == "draftload":
+    if kind in COMMANDS:
         command = [
             sys.executable, "-m", "loadgen.cli", "run", "--url", url, "--engine", "vllm",
             "--dataset", f"{folder}/prompts.jsonl", "-c", str(a.streams),
             "--requests", str(a.requests), "--max-output-tokens", str(a.tokens),
             "--warmup", "0", "--no-preflight", "--quiet", "--format", "json", "--out", folder,
         ]  # fmt: skip
+        page_port = free_port()
+        command += ["--prometheus-port", str(page_port)] if kind == "exported" else []
     else:
         command = [sys.executable, __file__, "--one", kind, "--url", url, *common]
     if a.nice:
@@ -217,6 +239,9 @@ def measured(kind: str, url: str, a: argparse.Namespace, folder: str) -> dict[st
     started = monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
+    scrapes: list[int] = []
+    if kind == "exported":
+        threading.Thread(target=scraped, args=(page_port, process, scrapes), daemon=True).start()
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -226,7 +251,7 @@ def measured(kind: str, url: str, a: argparse.Namespace, folder: str) -> dict[st
     page = ask(url, "/metrics")
     chunks = truth(page, "truth_chunks")
     found: dict[str, Any] = json.loads(said)
-    if kind == "draftload":
+    if kind in COMMANDS:
         phase = found["phases"][0]
         ttft = phase["ttft_s"]
         found = {
@@ -237,6 +262,8 @@ def measured(kind: str, url: str, a: argparse.Namespace, folder: str) -> dict[st
         }
     found["cpu_us_a_chunk"] = (usage.ru_utime + usage.ru_stime) * 1e6 / chunks
     found["process_wall_s"] = wall
+    if kind == "exported":
+        found |= {"scrapes": len(scrapes), "page_kb": max(scrapes, default=0) / 1e3}
     found["peak_rss_mb"] = usage.ru_maxrss / 1024
     for quantile in ("0.5", "0.99"):
         sent_ms = truth(page, f'truth_ttft_seconds{{quantile="{quantile}"}}') * 1e3
@@ -255,6 +282,8 @@ ROWS = (
     ("process_wall_s", "wall of the process", "s"),
     ("peak_rss_mb", "peak resident memory", "MB"),
     ("requests", "requests completed", ""),
+    ("scrapes", "scrapes answered", ""),
+    ("page_kb", "largest page", "kB"),
 )
 
 
@@ -284,9 +313,7 @@ def main() -> None:
         ]
         Path(folder, "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         subprocess.run([compiler, "-O2", "-o", f"{folder}/truthserver", str(SOURCE)], check=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         schedule = [str(n) for n in (port, TTFT_MS, ITL_MS, 1)]
         prefix = ["nice", f"-n{a.nice}"] if a.nice else []
         server = subprocess.Popen([*prefix, f"{folder}/truthserver", *schedule],

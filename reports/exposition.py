@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Literal, Self
 
 from loadgen.errors import UserError
@@ -244,6 +245,10 @@ class Served:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+
+    def server_bind(self) -> None:
+        """Without the base class's look-up of our own name, which may wait for a name server."""
+        TCPServer.server_bind(self)
 
     def handle_error(self, *_: object) -> None:
         """A scraper that went away is its own affair."""

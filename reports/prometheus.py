@@ -5,9 +5,10 @@ decode tokens, decode steps, drafts and accepted tokens grow by whole requests, 
 whose figures are known, so that over any window
     AL = rate(decode tokens) ÷ rate(decode steps)
     AL where drafted = 1 + rate(accepted tokens) ÷ rate(drafts)
-Each figure has one source, the one that the report takes: a request's own figures, else chunks;
-the growth of the server's counters only where no request has figures and none failed. What the
-report would not print (chunks that are no steps) is not on the page. Histograms have vLLM's bounds:
+Each figure has one source, the one that the report takes: drafts from the requests' own figures,
+else the growth of the server's counters; steps from those figures, else the server's count, else
+chunks. Where a request failed its counters are left out. What the report would not print (chunks
+that are no steps) is not on the page. Histograms have vLLM's bounds:
 one query overlays client and server. The page holds the load under way, or the last; warm-up is not
 on it. Sums are kept by hand; the text is built at each ClientSample. Must not: raise, wait.
 """
@@ -146,14 +147,16 @@ _METRICS = {metric.name: metric for metric in METRICS}
 
 @dataclass
 class _Seen:
-    """Of the load under way: what decides which sources speak. `plain` requests had no figures of
-    their own. `ended`: tokens and requests that completed, `grown`: by category, "" for all."""
+    """Of the load under way: what decides which sources speak. Of the requests that completed,
+    `decoded` had a step, `figured` told figures of their own, `drafted` drafts among them, `told`
+    steps. `ended`: their tokens and number, `grown`: by category, "" for all."""
 
     chunks: ChunkSums = field(default_factory=ChunkSums)
     depth: int | None = None
     failed: int = 0
-    plain: int = 0
+    decoded: int = 0
     figured: int = 0
+    drafted: int = 0
     told: int = 0
     ended: dict[str, tuple[int, int]] = field(default_factory=dict)
     grown: dict[str, SpecCounters] = field(default_factory=dict)
@@ -255,10 +258,12 @@ class Exporter:
         category = self._phase.category or ""
         tokens, requests = seen.ended.get(category, (0, 0))
         seen.ended[category] = tokens + record.osl_tokens, requests + 1
-        if record.spec is None:
-            seen.plain += record.osl_tokens > 1  # one token: there is nothing to tell
+        seen.decoded += record.osl_tokens > 1  # one token: there is nothing to tell
+        figures = drafts_of(record, self._server.state)
+        if record.spec is None or figures is None:
             return
         seen.figured += 1
+        seen.drafted += figures.drafts is not None or figures.accepted_tokens is not None
         seen.told += record.spec.steps is not None and record.step_tokens is None
         if self._server.draft_depth is None and record.spec.draft_depth is not None:
             seen.depth = max(seen.depth or 0, record.spec.draft_depth)
@@ -297,7 +302,7 @@ class Exporter:
         before, seen.shot = seen.shot, shot
         if shot.edge == "start":
             seen.start = shot
-        elif seen.start is not None:
+        elif seen.start is not None and not (seen.figured and seen.drafted):
             grown = growth(seen.start, before or shot, shot, self._engine)
             category = self._phase.category or ""
             seen.grown.pop(category, None)
@@ -313,10 +318,15 @@ class Exporter:
     def _build(self) -> None:
         seen, page, counted = self._seen, self._page, self._counted
         counted.clear()
-        if seen.plain and not seen.figured and not seen.failed and self._server.state != "off":
+        if seen.decoded and not seen.failed and self._server.state != "off":
             for category, grown in seen.grown.items():
-                by = {**self._labels, "category": category}
-                add_growth(counted, by, grown, *seen.ended.get(category, (0, 0)))
+                by = {**self._labels, "category": category, "source": COUNTERS}
+                if not seen.drafted:
+                    add_drafts(counted, by, grown)
+                if grown.steps and not seen.figured:
+                    counted.add(DECODE_STEPS, by, grown.steps)
+                    ended = seen.ended.get(category, (0, 0))
+                    counted.add(DECODE_TOKENS, by, decoded_tokens(grown, *ended))
         no_steps = bool(seen.chunks.disproved(self._engine, seen.depth))
         hidden = [CHUNK_GAP] if no_steps or self._engine.chunk_is_step is False else []
         if (no_steps and not seen.told) or counted.rows(DECODE_STEPS):
@@ -338,6 +348,14 @@ def growth(start: Snapshot, last: Snapshot, now: Snapshot, engine: Engine) -> Sp
         now = msgspec.structs.replace(now, edge="end")
     last = msgspec.structs.replace(last, edge="tick")
     return counter_growth((start, last, now), engine)[0]
+
+
+def decoded_tokens(grown: SpecCounters, tokens: int, requests: int) -> int:
+    """Tokens after the prefills, to go with the server's own steps: as it counts them, else those
+    of the requests that completed here."""
+    if grown.generated_tokens is not None and grown.requests is not None:
+        tokens, requests = grown.generated_tokens, grown.requests
+    return max(tokens - requests, 0)
 
 
 # ── labels ───────────────────────────────────────────────────────────────────────────────────────
@@ -431,17 +449,3 @@ def add_drafts(page: Page, by: Labels, figures: SpecCounters) -> None:
     without = {name: value for name, value in by.items() if name != "category"}
     for position, count in enumerate((figures.accepted_by_position or ())[:MOST_POSITIONS], 1):
         page.add(ACCEPTED_AT, {**without, "position": str(position)}, count)
-
-
-def add_growth(page: Page, labels: Labels, grown: SpecCounters, tokens: int, requests: int) -> None:
-    """What the server's counters grew by. Its own tokens go with its own steps; where it does not
-    count them, those of the `requests` that completed here."""
-    if grown.drafts is None and not grown.steps:
-        return
-    by = {**labels, "source": COUNTERS}
-    add_drafts(page, by, grown)
-    if grown.steps:
-        if grown.generated_tokens is not None and grown.requests is not None:
-            tokens, requests = grown.generated_tokens, grown.requests
-        page.add(DECODE_STEPS, by, grown.steps)
-        page.add(DECODE_TOKENS, by, max(tokens - requests, 0))

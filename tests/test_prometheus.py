@@ -218,6 +218,10 @@ LLAMACPP_RECORDS = (
     answer(*[1] * 6, step_tokens=array("I", [1, 3, 1, 1]), spec=drafted(2)),
     answer(*[1] * 3, step_tokens=array("I", [1, 1, 1]), spec=SpecCounters()),
 )
+TRTLLM_RECORDS = (
+    answer(1, 4, 2, 1, spec=SpecCounters(steps=3)),
+    answer(1, 3, 3, category="math", spec=SpecCounters(steps=2)),
+)
 BLIND = dataclasses.replace(ENGINE, chunk_is_step=False)
 VLLM_PAGES = [
     Snapshot(
@@ -252,6 +256,11 @@ CASES: dict[str, tuple[Engine, Sequence[Record], str]] = {
         vllm.ENGINE,
         (VLLM_PAGES[0], *CHUNK_RECORDS, *VLLM_PAGES[1:]),
         CHUNKS,
+    ),
+    "trtllm, steps by request and the server's drafts": (
+        vllm.ENGINE,
+        (VLLM_PAGES[0], *TRTLLM_RECORDS, *VLLM_PAGES[1:]),
+        PER_REQUEST,
     ),
 }
 
