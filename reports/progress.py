@@ -9,7 +9,7 @@ draw, read a clock, keep a record.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
@@ -243,28 +243,34 @@ class Progress:
     # ── lines out ────────────────────────────────────────────────────────────────────────────────
 
     def lines(self, width: int, height: int) -> list[Text]:
-        """What there is to see now, in lines of at most `width` cells: the loads that ended, as
-        many as there is room for, then the one under way."""
+        """What there is to see now, in at most `height` − 1 lines of at most `width` cells.
+
+        The loads that ended, as many as there is room for, then the one under way. Where rows are
+        few its categories go first, its failures last.
+        """
         sums = self._sums
-        now = [self._title(width), self._bar(sums, width)]
-        rows = (
-            ("load", [[(self._flight(sums), 0)]]),
-            ("output", self._output(sums)),
-            ("AL", self._length(sums)),
-            ("", self._categories(sums, width)),
-            ("server", self._server_said()),
-            ("client", self._client_said()),
-            ("failed", self._failures(sums)),
+        rows = [(0, self._title(width)), (0, self._bar(sums, width))]
+        said = (
+            (4, "load", [[(self._flight(sums), 0)]]),
+            (2, "output", self._output(sums)),
+            (3, "AL", self._length(sums, width - INDENT)),
+            (7, "", self._categories(sums, width)),
+            (5, "server", self._server_said()),
+            (6, "client", self._client_said()),
+            (1, "failed", self._failures(sums)),
         )
-        for name, said in rows:
-            for at, parts in enumerate(said):
+        for rank, name, all_parts in said:
+            for at, parts in enumerate(all_parts):
                 head = "" if at else name
                 line = Text("  " + head.ljust(INDENT - 2) + fitted(parts, width - INDENT))
                 line.stylize("red" if name == "failed" else "dim", 0, INDENT)
-                now.append(line)
-        room = max(height - 1 - len(now), 0)
-        before = [Text(f"  {line}", style="dim") for line in self.ended[-room:] if room]
-        lines = [*before, *now][: max(height - 1, 1)]
+                rows.append((rank, line))
+        room = max(height - 1, 1)
+        before = [
+            Text(f"  {line}", style="dim") for line in self.ended[-max(room - len(rows), 0) :]
+        ]
+        now = [line for _, line in _most(rows, room)]
+        lines = [*before, *now] if len(now) < room else now
         for line in lines:
             line.truncate(width, overflow="ellipsis")
         return lines
@@ -304,7 +310,7 @@ class Progress:
         speed = units.rate(sums.speed(RECENT_S)).ljust(FIGURE)
         return [[(speed, 0), (sums.output.drawn(0.0), 1)]]
 
-    def _length(self, sums: _Sums) -> list[Parts]:
+    def _length(self, sums: _Sums, room: int) -> list[Parts]:
         tokens, steps = sums.pooled()
         if self._server.state == "off":
             return []
@@ -314,8 +320,11 @@ class Progress:
         depth = self._server.draft_depth
         trail = sums.length.drawn(1.0, depth + 1.0 if depth else None)
         length = units.number(tokens / steps).ljust(FIGURE)
-        over = f"over {steps:,} decode steps"
-        return [[(length, 0), (trail, 1)], [(over, 0), (self._source(sums), 1)]]
+        over, source = f"over {steps:,} decode steps", self._source(sums)
+        about = [[(f"{over}, {source}", 0)]]
+        if cell_len(about[0][0][0]) > room:
+            about = [[(over, 0)], [(source, 0)]]
+        return [[(length, 0), (trail, 1)], *about]
 
     def _source(self, sums: _Sums) -> str:
         """What counted the steps; chunks are proven or disproved only once the phase is over."""
@@ -338,11 +347,17 @@ class Progress:
 
     def _server_said(self) -> list[Parts]:
         told = self._queue
-        if told is None or (told.running, told.waiting, told.kv_cache_use) == (None,) * 3:
+        if told is None:
             return []
-        cache = units.percent(told.kv_cache_use)
-        running, waiting = units.count(told.running), units.count(told.waiting)
-        return [[(f"{running} running", 0), (f"{waiting} waiting", 1), (f"KV cache {cache}", 2)]]
+        parts = [
+            (f"{told.running:,} running" if told.running is not None else "", 0),
+            (f"{told.waiting:,} waiting" if told.waiting is not None else "", 1),
+            (
+                "" if told.kv_cache_use is None else f"KV cache {units.percent(told.kv_cache_use)}",
+                2,
+            ),
+        ]
+        return [parts] if any(text for text, _ in parts) else []
 
     def _client_said(self) -> list[Parts]:
         if self._client is None:
@@ -369,8 +384,8 @@ class Progress:
             self._flight(sums),
             units.rate(sums.speed(over_s)),
             f"AL {units.number(tokens / steps)} {self._source(sums)}" if steps else "",
-            *(", ".join(text for text, _ in parts) for parts in self._server_said()),
-            *(", ".join(text for text, _ in parts) for parts in self._client_said()),
+            *(text for parts in self._server_said() for text, _ in parts),
+            *(text for parts in self._client_said() for text, _ in parts),
             *(f"failed: {text}" for ((text, _),) in self._failures(sums)[:1]),
         ]
         return f"{self.label}  {clean(sums.name)}: {', '.join(filter(None, parts))}"
@@ -400,6 +415,12 @@ def fitted(parts: Parts, width: int) -> str:
     while cell_len("  ".join(text for text, _ in kept)) > width and any(rank for _, rank in kept):
         kept.remove(max(kept, key=lambda part: part[1]))
     return "  ".join(text for text, _ in kept)
+
+
+def _most(rows: Sequence[tuple[int, Text]], room: int) -> list[tuple[int, Text]]:
+    """The rows of least rank, first ones first, in their order."""
+    kept = sorted(range(len(rows)), key=lambda n: (rows[n][0], n))[:room]
+    return [rows[n] for n in sorted(kept)]
 
 
 def failure(outcome: Outcome) -> str:

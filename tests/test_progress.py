@@ -78,7 +78,7 @@ ANSWERS = (
 def test_acceptance_is_pooled_over_steps_by_category_and_says_what_counted_them() -> None:
     text = shown(watched([sample(0.5), *ANSWERS, sample(1.0, 16)]))
     assert "  AL      2.33" in text, "14 tokens after the prefills in 6 steps"
-    assert "over 6 decode steps  from token-carrying chunks, unverified" in text
+    assert "over 6 decode steps, from token-carrying chunks, unverified" in text
     assert "coding ~3.33   math   ~1.33" in text
 
 
@@ -92,7 +92,7 @@ def test_steps_that_the_server_counted_come_first() -> None:
     told = [msgspec.structs.replace(r, spec=SpecCounters(steps=5)) for r in ANSWERS]
     text = shown(watched([sample(0.5), *told, sample(1.0)]))
     assert "  AL      1.40" in text
-    assert "over 10 decode steps  from decode steps counted by the server" in text
+    assert "over 10 decode steps, from decode steps counted by the server" in text
     assert "unverified" not in text
 
 
@@ -232,6 +232,26 @@ def test_no_line_is_wider_than_the_terminal_nor_more_than_fit(width: int, height
     lines = hostile().lines(width, height)
     assert max(cell_len(line.plain) for line in lines) <= width
     assert len(lines) <= max(height - 1, 1)
+
+
+def test_in_few_rows_failures_stay_and_categories_go() -> None:
+    lost = record([1], [0.0, 0.1], outcome=Refused(status=503, message="full"))
+    found = watched([sample(0.5), *ANSWERS, lost, sample(1.0, 16)])
+    whole = shown(found).splitlines()
+    assert len(whole) == 10
+    assert "coding" not in shown(found, height=10)
+    few = shown(found, height=7).splitlines()
+    assert [line.split()[0] for line in few[2:]] == ["output", "AL", "failed", "full"]
+
+
+def test_a_narrow_terminal_has_the_source_in_a_line_of_its_own() -> None:
+    text = shown(watched([sample(0.5), *ANSWERS, sample(1.0, 16)]), 50)
+    assert "over 6 decode steps\n          from token-carrying chunks, unverified\n" in text
+
+
+def test_what_the_server_does_not_tell_is_left_out() -> None:
+    tick = Snapshot(at_s=0.7, phase="c=1", edge="tick", samples={"running": 7.0})
+    assert "  server  7 running\n" in shown(watched([sample(0.5), tick, sample(1.0)]))
 
 
 def test_a_narrow_line_loses_what_matters_least() -> None:
