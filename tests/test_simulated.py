@@ -219,7 +219,11 @@ def test_a_long_prompt_is_computed_in_chunks_beside_the_others() -> None:
 )
 def test_expected_steps_keep_their_bounds(row: list[float], coverage: float, size: int) -> None:
     table = expected_steps(tuple(row), coverage, size)
-    assert all(n / (len(row) + 1) <= steps <= n for n, steps in enumerate(table))
+    fewest = [n / (len(row) + 1) for n in range(len(table))]
+    assert all(
+        low - 1e-9 <= steps <= n + 1e-9
+        for n, (low, steps) in enumerate(zip(fewest, table, strict=True))
+    )
     assert all(a <= b + 1e-9 for a, b in pairwise(table))
 
 
