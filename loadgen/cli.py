@@ -716,8 +716,7 @@ def compare(
             _misstated((base, path), format_name, force=force)
         return
     studies = _studies(base, spec or (), bounds, force=force, by=rows)
-    for study in studies:
-        _print(_comparison_page(study, format_name))
+    _print(_comparisons(studies, format_name))
     judged = tuple(judged for study in studies for judged in study.judged)
     if junit is not None:
         from reports import as_junit
@@ -1433,8 +1432,7 @@ def _report(paths: Sequence[Path], format_name: str) -> list[Summary]:
 
 def _compared(base: Path, spec: Sequence[Path], format_name: str, *, force: bool) -> list[Summary]:
     studies = _studies(base, spec, (), force=force, by=None)
-    for study in studies:
-        _print(_comparison_page(study, format_name))
+    _print(_comparisons(studies, format_name))
     return [studies[0].summaries[0], *(study.summaries[1] for study in studies)]
 
 
@@ -1511,17 +1509,16 @@ def _runs_at(path: Path) -> list[tuple[Path, Summary]]:
     return found
 
 
-def _comparison_page(study: Study, format_name: str) -> str:
+def _comparisons(studies: Sequence[Study], format_name: str) -> str:
+    """A page a study, one under the other; as JSON one document."""
     from reports import as_json, as_markdown, breakeven
     from reports import compare as as_compare
 
-    table = as_compare if study.break_even is None else breakeven
-    render: dict[str, Callable[[Study], str]] = {
-        "table": table.render,
-        "json": as_json.render,
-        "markdown": as_markdown.render,
-    }
-    return render[format_name](study)
+    if format_name == "json":
+        return as_json.together(studies)
+    table = as_compare if studies[0].break_even is None else breakeven
+    render = {"table": table.render, "markdown": as_markdown.render}[format_name]
+    return "\n".join(render(study) for study in studies)
 
 
 def _is_control(path: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -67,6 +67,17 @@ Json = dict[str, Any]
 
 def render(study: Study) -> str:
     """The report of one run, or {"runs": […]} of several, with the comparison if there is one."""
+    return _text(_report(study))
+
+
+def together(studies: Sequence[Study]) -> str:
+    """Several comparisons with one baseline as one document: {"comparisons": […]}."""
+    if len(studies) == 1:
+        return render(studies[0])
+    return _text({"schema": SCHEMA, "comparisons": [_report(study) for study in studies]})
+
+
+def _report(study: Study) -> Json:
     runs = [_run(summary) for summary in study.summaries]
     report: Json = {"schema": SCHEMA, **(runs[0] if len(runs) == 1 else {"runs": runs})}
     if study.comparison is not None:
@@ -83,6 +94,10 @@ def render(study: Study) -> str:
         report["sweep"] = _all(study.sweep)
     if study.misstatement is not None:
         report["misstatement"] = _misstatement(study.misstatement)
+    return report
+
+
+def _text(report: Json) -> str:
     text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
     return text.translate(_ESCAPED) + "\n"
 

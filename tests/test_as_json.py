@@ -26,7 +26,7 @@ from loadgen.types import (
     SweepResult,
     SweepRow,
 )
-from reports.as_json import DISTRIBUTIONS, render
+from reports.as_json import DISTRIBUTIONS, render, together
 from tests import test_capacity as sizes
 from tests.studies import blank_study, compared, per_request, phase, single, summary, with_summary
 from tests.test_capacity_report import advised, sized
@@ -231,6 +231,15 @@ def test_one_run_stands_at_the_top_and_several_under_runs() -> None:
     assert (load["outputs"]["differ"], load["outputs"]["compared"]) == (1, 22)
     assert load["base_outputs"] is None
     assert load["categories"][0]["acceptance"]["acceptance_length"] == 1.87
+
+
+def test_several_comparisons_are_one_document() -> None:
+    alone, mapped_too = compared(), mapped()
+    assert together([alone]) == render(alone)
+    found = json.loads(together([alone, mapped_too]))
+    assert faults(found, SCHEMA) == []
+    assert list(found) == ["schema", "comparisons"]
+    assert found["comparisons"] == [report(alone), report(mapped_too)]
 
 
 def test_absent_and_unknown_figures_are_null() -> None:
