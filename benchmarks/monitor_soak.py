@@ -44,6 +44,8 @@ GENERATED = STEPS + ACCEPTED + REQUESTS
 FAULTS = ("500", "garbage", "cut", "drop", "html", "empty")
 FAULT_EVERY, AWAY = 10, 3
 PROBE_EVERY_S = 0.05
+MOST_GROWTH = 4 << 20
+"""Bytes; the allocator's own, since objects must not grow at all."""
 
 # ── the servers ──────────────────────────────────────────────────────────────────────────────────
 
@@ -317,6 +319,8 @@ def faults(found: Day) -> Iterator[str]:
     early, late = (statistics.median(part) for part in (found.objects[2:6], found.objects[-4:]))
     if late > early * 1.02:
         yield f"objects grew from {early:,.0f} to {late:,.0f}"
+    if found.growth_bytes > MOST_GROWTH:
+        yield f"memory grew by {found.growth_bytes / 2**20:.1f} MiB"
     if not found.collects:
         yield "the collector of cyclic garbage is off"
 

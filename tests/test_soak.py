@@ -43,7 +43,6 @@ async def test_a_monitor_counts_over_restarts_and_faults_and_keeps_nothing() -> 
     assert list(monitor_soak.faults(found)) == []
     assert min(told.restarts for told in found.servers.values()) >= 5
     assert min(told.scrapes - told.worked for told in found.servers.values()) >= 40
-    assert found.growth_bytes < 4 << 20
 
 
 def test_what_the_monitor_lost_or_kept_is_seen() -> None:
@@ -52,10 +51,17 @@ def test_what_the_monitor_lost_or_kept_is_seen() -> None:
         grown=90 * monitor_soak.GENERATED,
     )  # fmt: skip
     found = monitor_soak.Day(
-        servers={"vllm": told}, memory=((0.0, 1), (0.15, 1), (1.0, 9)), most_series=1,
+        servers={"vllm": told}, memory=((0.0, 1), (0.15, 1), (1.0, 9 << 20)), most_series=1,
         tasks_left=1, descriptors_left=0, objects=(*[40_000] * 10, *[50_000] * 10), collects=False,
     )  # fmt: skip
     said = "\n".join(monitor_soak.faults(found))
-    for what in ("8 of 100 turns", "2 restarts were told", "not probed", "1 tasks", "grew", "off"):
+    for what in (
+        "8 of 100 turns",
+        "2 restarts were told",
+        "not probed",
+        "1 tasks",
+        "objects grew",
+        "by 9.0",
+        "off",
+    ):
         assert what in said
-    assert found.growth_bytes == 8
