@@ -13,8 +13,10 @@ load the fit gives the shape, the measured times the level.
 A drafter that is a model proposes the same first tokens whatever k is, so joint acceptance measured
 at k gives the acceptance length (AL) of every k' < k: 1 + coverage × Σ joint[j ≤ k'], less what is
 cut off at the end of an answer (O in DESIGN §4; by renewal theory it grows as Σ j·joint[j] ÷ AL).
-speedup_user = AL × t(b, 0) ÷ t(b, k'). Never beyond the measured loads nor the longest measured k.
-Must not: read a file, predict for a drafter that looks text up.
+speedup_user = AL × t(b, 0) ÷ t(b, k'). One measured k cannot tell what drafting costs at all from
+what each draft token costs: the law takes it all for the latter, and a range goes to where it is
+all the former (llama.cpp on a CPU lies in between). Never beyond the measured loads nor the longest
+measured k. Must not: read a file, predict for a drafter that looks text up.
 """
 
 from __future__ import annotations
@@ -377,6 +379,12 @@ def _predicted(advice: Advice, cells: Sequence[Cell], drafts: Drafts) -> Advice:
     law = fit(cells)
     residual, r_squared = _quality(law, cells)
     depths = range(len(drafts.joint) + 1)
+    one_k = len({c.k for c in cells if c.k}) == 1
+
+    def low(batch: float, k: int, length: float, time: float, base: float) -> float | None:
+        if not one_k or k in (0, depths[-1]):
+            return None
+        return length * base / (time + law.drafting(batch, depths[-1]) - law.drafting(batch, k))
 
     def lengths(batch: float) -> tuple[DraftLength, ...]:
         known = [(k, drafts.length(k)) for k in depths]
@@ -388,6 +396,7 @@ def _predicted(advice: Advice, cells: Sequence[Cell], drafts: Drafts) -> Advice:
                 step_time_s=time,
                 cost=time / times[0],
                 speedup_user=length * times[0] / time,
+                speedup_user_low=low(batch, k, length, time, times[0]),
             )
             for (k, length), time in zip(known, times, strict=True)
         )
@@ -458,6 +467,7 @@ def _load(
 ) -> LoadAdvice:
     chosen, last = _best(lengths), lengths[-1]
     bar = lengths[chosen].speedup_user * (1 - residual)
+    bar = min(bar, lengths[chosen].speedup_user_low or bar)
     limit: Literal["", "drafts", "verification"] = ""
     if last.acceptance_length < last.cost:
         limit = "drafts" if last.acceptance_length < cheapest else "verification"

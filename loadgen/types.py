@@ -1291,21 +1291,26 @@ class StepPoint(Noun, frozen=True, kw_only=True):
 
 
 class DraftLength(Noun, frozen=True, kw_only=True):
-    """What k drafted tokens are predicted to give at one load. `cost` = step time ÷ at k = 0."""
+    """What k drafted tokens are predicted to give at one load. `cost` = step time ÷ at k = 0.
+
+    `speedup_user_low`: were drafting as dear as at the one k that was measured; None where another
+    k was measured too, and at that k.
+    """
 
     k: int
     acceptance_length: float
     step_time_s: float
     cost: float
     speedup_user: float
+    speedup_user_low: float | None = None
 
 
 class LoadAdvice(Noun, frozen=True, kw_only=True):
     """Draft lengths 0 … the longest measured at one load; `best` is the k to use.
 
-    `near`: another k is predicted within the fit's residual of it. `limit`: why the longest does
-    not pay: "" (it does), "drafts" (its AL would not pay for the cheapest step at any load) or
-    "verification" (there it would pay, here a step costs more).
+    `near`: another k is predicted within the fit's residual of it, or within its range. `limit`:
+    why the longest does not pay: "" (it does), "drafts" (its AL would not pay for the cheapest step
+    at any load) or "verification" (there it would pay, here a step costs more).
     """
 
     load: str

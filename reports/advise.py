@@ -15,6 +15,10 @@ from reports.page import Column, Section, wrapped
 
 _MS = units.milliseconds
 
+ONE_K = (
+    "Ranges: one k was measured with drafts, which cannot tell what drafting costs at all from "
+    "what each draft token costs. Measure another k to tell them apart."
+)
 LIMITS = {"": "", "drafts": "drafts are bad", "verification": "verification is dear"}
 
 
@@ -122,12 +126,19 @@ def predictions(advice: Advice, width: int) -> Section:
         *wrapped(title, width, style="bold"),
         *page.grid(columns, width),
         *_dim(f"AL from joint acceptance, pooled over steps and loads: {lengths}.", width),
-        *(_dim("~ another k is within the fit's error of the best.", width) if near else []),
+        *(_dim("~ another k is within the error of the best.", width) if near else []),
+        *(
+            _dim(ONE_K, width)
+            if any(one.speedup_user_low for one in advice.loads[0].lengths)
+            else []
+        ),
     ]
 
 
 def _speedup(row: LoadAdvice, k: int) -> str:
-    return units.ratio(row.lengths[k].speedup_user) + (" ●" if row.best == k else "")
+    one = row.lengths[k]
+    low = "" if one.speedup_user_low is None else f"{units.number(one.speedup_user_low)}–"
+    return low + units.ratio(one.speedup_user) + (" ●" if row.best == k else "")
 
 
 def _remark(row: LoadAdvice) -> str:

@@ -45,7 +45,7 @@ def render(study: Study) -> str:
     troubles = [f"{name}: {said}" for name, run in runs if (said := page.trouble(run))]
     first = ("SIMULATED: " if simulated else "") + "".join(troubles) + verdict(found)
     rows = [("", load.spec) for load in found.loads]
-    noted = [("", _of_both(study)), *((name, _any_repeat(run)) for name, run in runs)]
+    noted = [("", _of_both(study)), *((name, page.any_repeat(run)) for name, run in runs)]
     at = [[(name, page.load_label("", row.spec)) for name, _ in noted] for row in found.loads]
     sections = (
         wrapped(first, width, style="bold"),
@@ -72,12 +72,6 @@ def _of_both(study: Study) -> Summary:
     """The comparison's own caveats, at the loads of the run with speculation."""
     own = study.comparison.caveats if study.comparison is not None else ()
     return msgspec.structs.replace(study.summaries[1], caveats=own)
-
-
-def _any_repeat(run: Summary) -> Summary:
-    """The run, its phases called by their load alone: most caveats hold for every repeat."""
-    phases = tuple(msgspec.structs.replace(phase, repeat=0) for phase in run.phases)
-    return msgspec.structs.replace(run, phases=phases)
 
 
 def verdict(found: Comparison) -> str:

@@ -616,8 +616,11 @@ def marks(runs: Runs, places: Iterable[Iterable[tuple[str, str]]]) -> Column | N
 
 
 def caveats(runs: Runs, width: int) -> Section:
-    """Each caveat once, with the runs and loads it is about; its advice under it."""
-    found, letters = _said_of(runs), _letters(runs)
+    """Each caveat once, with the runs and loads it is about; its advice under it. Of many runs the
+    loads alone."""
+    letters = _letters(runs)
+    many = len(runs) > MOST_RUNS
+    found = _said_of([("", any_repeat(run)) for _, run in runs] if many else runs)
     section = wrapped("Caveats", width, style="bold") if found else []
     for (code, advice), said in found.items():
         mark = f"{letters.get((code, advice), ' ')} " if letters else ""
@@ -627,6 +630,12 @@ def caveats(runs: Runs, width: int) -> Section:
             section += wrapped(text, width, f"  {mark}", indent, style="yellow")
         section += wrapped(f"→ {advice}", width, indent, indent + "  ")
     return section
+
+
+def any_repeat(run: Summary) -> Summary:
+    """The run, its phases called by their load alone: most caveats hold for every repeat."""
+    phases = tuple(msgspec.structs.replace(phase, repeat=0) for phase in run.phases)
+    return msgspec.structs.replace(run, phases=phases)
 
 
 def _places(places: Iterable[tuple[str, str]]) -> str:
@@ -639,6 +648,8 @@ def _places(places: Iterable[tuple[str, str]]) -> str:
 def paths(study: Study, labels: Iterable[str]) -> Section:
     """Where the figures come from: `labels` are those of the runs."""
     section: Section = []
+    if len(study.paths) > MOST_RUNS:
+        labels = ["" if label.startswith("[") else label for label in labels]
     for label, files in grouped(zip(labels, map(PurePath, study.paths), strict=False)).items():
         folders = dict.fromkeys(file.parent for file in files)
         if len(files) > MOST_FILES and len(folders) == 1:

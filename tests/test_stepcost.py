@@ -152,6 +152,28 @@ def test_what_was_measured_is_given_back() -> None:
         assert row.lengths[0].step_time_s == pytest.approx(dense(c, 0))
 
 
+@pytest.mark.parametrize("fixed_share", [0.0, 0.5, 1.0])
+def test_one_measured_k_gives_a_range_that_holds_what_drafting_costs_at_all(
+    fixed_share: float,
+) -> None:
+    """At the measured k drafting takes the same; how much of it shorter drafts save is not told."""
+
+    def law(c: int, k: int) -> float:
+        drafting = 6e-3 * (fixed_share + (1 - fixed_share) * k / 3) if k else 0.0
+        return dense(c, 0) + (dense(c, k) - dense(c, 0)) * 0.2 + drafting
+
+    advice = planted(law, LOADS, (0, 3))
+    for row, c in zip(advice.loads, LOADS, strict=True):
+        assert row.lengths[0].speedup_user_low is None
+        assert row.lengths[3].speedup_user_low is None
+        for one in row.lengths[1:3]:
+            true = gross(one.k) * law(c, 0) / law(c, one.k)
+            assert one.speedup_user_low is not None
+            assert one.speedup_user_low * 0.97 <= true <= one.speedup_user * 1.03
+    several = planted(law, LOADS, (0, 1, 3))
+    assert {one.speedup_user_low for row in several.loads for one in row.lengths} == {None}
+
+
 def test_the_fit_says_how_well_it_fits() -> None:
     advice = planted(dense, LOADS, (0, 3))
     assert advice.residual is not None
