@@ -975,9 +975,7 @@ def _monitor_page(port: int | None, host: str) -> Iterator[tuple[list[Callable[[
         yield [], ""
         return
     with Served(host, port) as served:
-        shown = f"[{host}]" if ":" in host else host
-        page = MonitorPage(uuid.uuid4().hex[:12], served.show)
-        yield [page], f"http://{shown}:{served.port}/metrics"
+        yield [MonitorPage(uuid.uuid4().hex[:12], served.show)], served.url
 
 
 @app.command(short_help="What is at a URL, and what it honours.")
@@ -1358,8 +1356,7 @@ def _exported(port: int | None, host: str, linger: str | None) -> Iterator[tuple
 
     linger_s = None if linger is None else _seconds("--linger", linger)
     with Served(host, port) as served:
-        shown = f"[{host}]" if ":" in host else host
-        print(f"draftload: metrics at http://{shown}:{served.port}/metrics", file=sys.stderr)
+        print(f"draftload: metrics at {served.url}", file=sys.stderr)
 
         def wait() -> None:
             with contextlib.suppress(KeyboardInterrupt):

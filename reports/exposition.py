@@ -8,6 +8,7 @@ when it first counts. Must not: know what is measured, raise while a run goes on
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -178,7 +179,8 @@ def escaped(value: str) -> str:
 class Served:
     """GET /metrics answers with what `show` was last given. Use as a context manager.
 
-    UserError: the address cannot be had. Port 0 takes a free one; `port` tells which.
+    UserError: the address cannot be had. Port 0 takes a free one; `port` tells which, `url` where
+    the page is.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -186,6 +188,7 @@ class Served:
         self._taken = threading.Event()
         self._lock = threading.Lock()
         served = self
+        self._host = f"[{host}]" if ":" in host else host
 
         class Handler(BaseHTTPRequestHandler):
             timeout = HANGS_S
@@ -200,13 +203,17 @@ class Served:
             self._server = _Server((host, port), Handler)
         except (OSError, OverflowError) as fault:
             raise UserError(
-                f"The metrics page cannot be served on {host}:{port}: {fault}. Expected an address "
-                "of this machine and a free port. Give another to --prometheus-port, or stop what "
-                "holds it."
+                f"The metrics page cannot be served on {self._host}:{port}: {fault}. Expected an "
+                "address of this machine and a free port. Give another to --prometheus-port, or "
+                "stop what holds it."
             ) from None
         self.port: int = self._server.server_address[1]
         self.scrapes = 0
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._host}:{self.port}/metrics"
 
     def show(self, text: bytes) -> None:
         """What the next scrapes get."""
@@ -245,6 +252,10 @@ class Served:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
 
     def server_bind(self) -> None:
         """Without the base class's look-up of our own name, which may wait for a name server."""

@@ -67,6 +67,7 @@ def test_any_label_and_any_number_survive(label: str, value: float) -> None:
 def test_it_is_served_and_a_client_that_hangs_or_sends_garbage_stops_nobody() -> None:
     with Served("127.0.0.1", 0) as served:
         where = f"http://127.0.0.1:{served.port}"
+        assert served.url == f"{where}/metrics"
         served.show(b"draftload_open 1\n")
         with (
             socket.create_connection(("127.0.0.1", served.port)) as hangs,
@@ -84,6 +85,19 @@ def test_it_is_served_and_a_client_that_hangs_or_sends_garbage_stops_nobody() ->
         assert served.scrapes == 1
         began = time.perf_counter()
     assert time.perf_counter() - began < 5, "a client that hangs must not hold up the end"
+
+
+def test_an_address_of_ipv6_is_served_and_written_as_a_url() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with Served("::1", 0) as served:
+        served.show(b"draftload_open 1\n")
+        assert served.url == f"http://[::1]:{served.port}/metrics"
+        with urllib.request.urlopen(served.url, timeout=5) as reply:
+            assert reply.read() == b"draftload_open 1\n"
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", None), ("192.0.2.1", 0), ("no.host", 1)])
