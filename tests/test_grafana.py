@@ -69,8 +69,8 @@ RULES = [rule for group in read_yaml("alerts.yml")["groups"] for rule in group["
 
 
 def operands(rule: dict[str, Any]) -> list[str]:
-    """What a rule compares or joins, by itself, and with a comparison that keeps every series."""
-    joined = re.split(r"^\s*(?:and|or|unless) ", rule["expr"], flags=re.MULTILINE)
+    """What a rule compares or joins at the margin; with a comparison that keeps every series."""
+    joined = re.split(r"^(?:and|or|unless) ", rule["expr"], flags=re.MULTILINE)
     return [re.sub(r"(^\s*| )(<|>|==) ", r"\1\2 bool ", one, flags=re.MULTILINE) for one in joined]
 
 
