@@ -6,11 +6,12 @@ whose figures are known, so that over any window
     AL = rate(decode tokens) ÷ rate(decode steps)
     AL where drafted = 1 + rate(accepted tokens) ÷ rate(drafts)
 Each figure has one source, the one that the report takes: drafts from the requests' own figures,
-else the growth of the server's counters; steps from those figures, else the server's count, else
-chunks. Where a request failed its counters are left out. What the report would not print (chunks
-that are no steps) is not on the page. Histograms have vLLM's bounds:
-one query overlays client and server. The page holds the load under way, or the last; warm-up is not
-on it. Sums are kept by hand; the text is built at each ClientSample. Must not: raise, wait.
+else the growth of the server's counters; steps from those figures, else the server's count (where
+it counts tokens and requests as well), else chunks. Where a request failed its counters are left
+out. What the report would not print (chunks that are no steps) is not on the page. Histograms have
+vLLM's bounds: one query overlays client and server. The page holds the load under way, or the
+last; warm-up is not on it. Sums are kept by hand; the text is built at each ClientSample. Must not:
+raise, wait.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ RUN_ENDED = _gauge("run_ended", "Whether the run is over: 1 from its end on, wit
 SERIES = _gauge("series", "Series on this page.")
 # The monitor's own.
 ACCEPTANCE_LENGTH = _gauge(
-    "acceptance_length", "Acceptance length that the server shows itself, over its own window."
+    "server_acceptance_length",
+    "Acceptance length that the server shows itself, over its own window.",
 )
 SCRAPES = _counter("scrapes", "Scrapes of a server, by how they ended.")
 RESTARTS = _counter("server_restarts", "Times that a server's counters went back.")
@@ -149,7 +151,7 @@ _METRICS = {metric.name: metric for metric in METRICS}
 class _Seen:
     """Of the load under way: what decides which sources speak. Of the requests that completed,
     `decoded` had a step, `figured` told figures of their own, `drafted` drafts among them, `told`
-    steps. `ended`: their tokens and number, `grown`: by category, "" for all."""
+    steps. `grown`, and the most `tokens` after prefills in it: by category, "" for all."""
 
     chunks: ChunkSums = field(default_factory=ChunkSums)
     depth: int | None = None
@@ -158,8 +160,8 @@ class _Seen:
     figured: int = 0
     drafted: int = 0
     told: int = 0
-    ended: dict[str, tuple[int, int]] = field(default_factory=dict)
     grown: dict[str, SpecCounters] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
     start: Snapshot | None = None
     shot: Snapshot | None = None
     sample: ClientSample | None = None
@@ -188,6 +190,9 @@ class Exporter:
         self._run = run_labels(info.run_id, info.scenario.name, info.server)
         self._stamped = 0
         self._under_way: tuple[Load, int] | None = None
+        # Of the server's page, over all loads: its failure is told once a run.
+        self._up: bool | None = None
+        self._read_at_s: float | None = None
         self._enter(next(iter(self._phases.values())))
         self._build()
         try:
@@ -207,6 +212,8 @@ class Exporter:
         self._counted.clear()
         page.set(RUN_INFO, {**self._labels, **info_labels(self._server)}, 1)
         page.set(RUN_ENDED, self._labels, 0)
+        if self._up is not None:
+            page.set(SCRAPE_UP, self._labels, self._up)
         # From zero on: an increase from nothing to the first failure would not be seen.
         for category in self._categories:
             by = {**self._labels, "category": page.bounded("category", category, MOST_CATEGORIES)}
@@ -238,8 +245,11 @@ class Exporter:
             case ClientSample() if self._is_measured(record.phase):
                 self._client(record)
                 self._build()
-            case Snapshot() if self._is_measured(record.phase):
-                self._scraped(record)
+            case Snapshot():
+                self._read_at_s = record.at_s
+                self._stands(up=True)
+                if self._is_measured(record.phase):
+                    self._scraped(record)
             case PhaseRecord(measured=True):
                 self._idle()
                 self._build()
@@ -255,9 +265,6 @@ class Exporter:
             seen.failed += 1
             return
         seen.chunks.add(record)
-        category = self._phase.category or ""
-        tokens, requests = seen.ended.get(category, (0, 0))
-        seen.ended[category] = tokens + record.osl_tokens, requests + 1
         seen.decoded += record.osl_tokens > 1  # one token: there is nothing to tell
         figures = drafts_of(record, self._server.state)
         if record.spec is None or figures is None:
@@ -275,12 +282,13 @@ class Exporter:
         if sample.target is not None:
             page.set(TARGET, labels, sample.target)
         page.set(LAG, labels, sample.loop_lag_s)
-        page.set(STREAMED, labels, max(sample.tokens - self._before, 0))
+        if sample.tokens > self._before:  # where no chunk tells its tokens: none, and no zero
+            page.set(STREAMED, labels, sample.tokens - self._before)
         page.set(CPU_SECONDS, labels, sample.cpu_s)
         if last is not None and sample.at_s > last.at_s:
             page.set(CPU_RATIO, labels, (sample.cpu_s - last.cpu_s) / (sample.at_s - last.at_s))
-        shot = self._seen.shot
-        if shot is not None and self._engine.tick_prefixes and sample.at_s - shot.at_s > LATE_S:
+        read_at_s = self._read_at_s if self._engine.tick_prefixes else None
+        if read_at_s is not None and sample.at_s - read_at_s > LATE_S:
             self._scrape_failed()
 
     def _idle(self) -> None:
@@ -290,7 +298,6 @@ class Exporter:
 
     def _scraped(self, shot: Snapshot) -> None:
         page, labels, seen = self._page, self._labels, self._seen
-        page.set(SCRAPE_UP, labels, 1)
         load = self._engine.load(shot.samples)
         for family, value in (
             (RUNNING, load.running),
@@ -310,9 +317,16 @@ class Exporter:
                 seen.start = None  # a restart, or another's page: nothing of this phase is told
             else:
                 seen.grown[category] = grown
+                # The two counters that it is the difference of may not move at one instant.
+                decoded = decoded_tokens(grown) or 0
+                seen.tokens[category] = max(seen.tokens.get(category, 0), decoded)
+
+    def _stands(self, *, up: bool) -> None:
+        self._up = up
+        self._page.set(SCRAPE_UP, self._labels, up)
 
     def _scrape_failed(self) -> None:
-        self._page.set(SCRAPE_UP, self._labels, 0)
+        self._stands(up=False)
         self._page.clear(RUNNING, WAITING, KV_USE)
 
     def _build(self) -> None:
@@ -320,13 +334,13 @@ class Exporter:
         counted.clear()
         if seen.decoded and not seen.failed and self._server.state != "off":
             for category, grown in seen.grown.items():
-                by = {**self._labels, "category": category, "source": COUNTERS}
+                shown = category and page.bounded("category", label(category), MOST_CATEGORIES)
+                by = {**self._labels, "category": shown, "source": COUNTERS}
                 if not seen.drafted:
                     add_drafts(counted, by, grown)
-                if grown.steps and not seen.figured:
+                if grown.steps and not seen.figured and decoded_tokens(grown) is not None:
                     counted.add(DECODE_STEPS, by, grown.steps)
-                    ended = seen.ended.get(category, (0, 0))
-                    counted.add(DECODE_TOKENS, by, decoded_tokens(grown, *ended))
+                    counted.add(DECODE_TOKENS, by, seen.tokens[category])
         no_steps = bool(seen.chunks.disproved(self._engine, seen.depth))
         hidden = [CHUNK_GAP] if no_steps or self._engine.chunk_is_step is False else []
         if (no_steps and not seen.told) or counted.rows(DECODE_STEPS):
@@ -350,12 +364,12 @@ def growth(start: Snapshot, last: Snapshot, now: Snapshot, engine: Engine) -> Sp
     return counter_growth((start, last, now), engine)[0]
 
 
-def decoded_tokens(grown: SpecCounters, tokens: int, requests: int) -> int:
-    """Tokens after the prefills, to go with the server's own steps: as it counts them, else those
-    of the requests that completed here."""
-    if grown.generated_tokens is not None and grown.requests is not None:
-        tokens, requests = grown.generated_tokens, grown.requests
-    return max(tokens - requests, 0)
+def decoded_tokens(grown: SpecCounters) -> int | None:
+    """Tokens after the prefills as the server counts them, to go with its own steps. None where it
+    does not: while requests are under way those that completed here are of another window."""
+    if grown.generated_tokens is None or grown.requests is None:
+        return None
+    return max(grown.generated_tokens - grown.requests, 0)
 
 
 # ── labels ───────────────────────────────────────────────────────────────────────────────────────

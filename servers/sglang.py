@@ -502,8 +502,8 @@ ENGINE = Engine(
     settle_s=0.5,
     work=WORK,
     tick_prefixes=(
-        *(RUNNING, WAITING, KV_USE, GENERATED, VERIFIED, "sglang:spec_", "sglang:cache_hit_rate"),
-        "sglang:num_retracted_re",
+        *(RUNNING, WAITING, KV_USE, GENERATED, REQUESTS, VERIFIED),
+        *("sglang:spec_", "sglang:cache_hit_rate", "sglang:num_retracted_re"),
     ),
     describe_paths=("/server_info", "/get_server_info"),
     describe=describe,

@@ -125,6 +125,15 @@ def test_panel_explains_itself(board: str, panel: dict[str, Any]) -> None:
     assert len({t["refId"] for t in panel["targets"]}) == len(panel["targets"]) > 0
 
 
+@pytest.mark.parametrize(("board", "panel"), EVERY_PANEL)
+def test_panel_of_streamed_tokens_says_when_there_are_none(
+    board: str, panel: dict[str, Any]
+) -> None:
+    if any("streamed_tokens" in target["expr"] for target in panel["targets"]):
+        assert board == "run"
+        assert "once an answer is over" in panel["fieldConfig"]["defaults"]["noValue"]
+
+
 @pytest.mark.parametrize("name", sorted(BOARDS))
 def test_no_panel_covers_another(name: str) -> None:
     every = BOARDS[name]["panels"]

@@ -194,14 +194,16 @@ async def test_acceptance_over_a_window_is_what_really_happened(
         decoded = grew("generated_tokens") - grew("requests")
         assert (shown.get("decode_tokens_total") or 0) - tokens == decoded
         assert shown.get("drafts_total") is None, "it tells no drafts, and none are made up"
-        assert shown.get("acceptance_length") == pytest.approx(truth["acceptance_length"], rel=0.3)
+        assert shown.get("server_acceptance_length") == pytest.approx(
+            truth["acceptance_length"], rel=0.3
+        )
     else:
         for name in counted:
             assert (shown.get(f"{name}_total") or 0) - counted[name] == grew(name)
         at = [shown.get("accepted_tokens_at_position_total", position=str(j)) for j in (1, 2, 3)]
         assert path == "/metrics" or [a or 0 for a in at] == truth["accepted_by_position"]
         assert shown.get("decode_steps_total") is None, "its page tells no steps"
-        assert shown.get("acceptance_length") is None
+        assert shown.get("server_acceptance_length") is None
     if path != "/metrics":
         assert shown.get("output_tokens_total") == truth["generated_tokens"]
 

@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.acceptance import CHUNKS, COUNTERS, PER_REQUEST
 from loadgen.metrics import METRICS
+from loadgen.scrape import parse_page
 from loadgen.summarize import summarize
 from loadgen.types import (
     Broke,
@@ -69,7 +70,7 @@ from reports.prometheus import (
     run_labels,
     spec_label,
 )
-from servers import vllm
+from servers import sglang, vllm
 from tests.conftest import Truth
 from tests.records import ENGINE, ENGINE_THAT_TELLS, SERVER, record, run_info
 from tests.test_cli import asked, draftload, environment, measured
@@ -322,6 +323,44 @@ def test_server_counters_are_there_while_the_phase_goes_on() -> None:
     assert total(page, "decode_tokens_total", source=COUNTERS) == 8 - 2
 
 
+def sglang_page(name: Any, at_s: float, *counts: int, phase: str = "c=1") -> Snapshot:
+    """Verify calls, tokens and requests; a tick has what SGLang's ticks have."""
+    families = (sglang.VERIFIED, sglang.GENERATED, sglang.REQUESTS)
+    page = "".join(f'{f}{{model_name="m"}} {n}\n' for f, n in zip(families, counts, strict=True))
+    prefixes = sglang.ENGINE.tick_prefixes if name == "tick" else ()
+    return edge(name, at_s=at_s, phase=phase, **parse_page(page, prefixes))
+
+
+def test_sglang_s_steps_go_with_its_own_tokens_from_the_first_tick_on() -> None:
+    """The client's tokens over the server's steps are of two windows while requests are on."""
+    start, tick_ = sglang_page("start", 0, 100, 1000, 10), sglang_page("tick", 1, 104, 1008, 12)
+    page = exported(start, CHUNK_RECORDS[0], tick_, engine=sglang.ENGINE)
+    assert over_total(page, "decode_tokens", "decode_steps") == (8 - 2) / 4
+    end = sglang_page("end", 9, 107, 1016, 13)
+    page = exported(start, *CHUNK_RECORDS, tick_, end, engine=sglang.ENGINE)
+    assert over_total(page, "decode_tokens", "decode_steps") == (16 - 3) / 7
+
+
+def test_decode_tokens_never_fall_where_a_request_is_counted_before_its_tokens() -> None:
+    start, tick_ = sglang_page("start", 0, 100, 1000, 10), sglang_page("tick", 1, 104, 1008, 12)
+    early = sglang_page("tick", 2, 104, 1008, 13)
+    page = exported(start, CHUNK_RECORDS[0], tick_, early, engine=sglang.ENGINE)
+    assert total(page, "decode_tokens_total") == 8 - 2, "Prometheus would read a restart"
+
+
+@pytest.mark.parametrize("missing", ["generated", "requests"])
+def test_server_steps_without_its_tokens_or_requests_are_not_told(missing: str) -> None:
+    records = [
+        msgspec.structs.replace(r, samples={k: v for k, v in r.samples.items() if k != missing})
+        if isinstance(r, Snapshot)
+        else r
+        for r in COUNTED
+    ]
+    for steps, left in ((True, {CHUNKS}), (False, set())):
+        page = exported(*records, engine=dataclasses.replace(COUNTING, chunk_is_step=steps))
+        assert values_of(page, "decode_steps_total", "source") == left
+
+
 @pytest.mark.parametrize("back", [{"steps": 50.0}, {"steps": 105.0, "generated": 3.0}])
 def test_counters_that_went_back_are_told_no_more(back: dict[str, Any]) -> None:
     again = edge("end", at_s=9, steps=200, generated=2000, requests=30)
@@ -452,6 +491,25 @@ def test_categories_that_run_apart_are_one_load() -> None:
         assert total(page, "decode_steps_total", category=category, source=COUNTERS) == 7
 
 
+def test_categories_of_the_server_s_counters_are_cut_and_bounded_as_those_of_requests() -> None:
+    names = [f"{n}\x1b" + "x" * 500 for n in range(MOST_CATEGORIES + 2)]
+    load = ClosedLoop(concurrency=1)
+    apart = tuple(
+        Phase(name=n, load=load, repeat=0, measured=True, dialogues=(), category=n) for n in names
+    )
+    plan = dataclasses.replace(plan_of(categories=names), phases=apart)
+    records = [
+        msgspec.structs.replace(r, phase=n, **more)
+        for n in names
+        for r, more in ((COUNTED[0], {}), (CHUNK_RECORDS[0], {"category": n}), (COUNTED[-1], {}))
+    ]
+    page = exported(*records, plan=plan, engine=COUNTING)
+    told = values_of(page, "decode_steps_total", "category")
+    assert told == values_of(page, "requests_total", "category")
+    assert total(page, "decode_steps_total", category="others") == 2 * 7
+    assert total(page, "decode_steps_total") == len(names) * 7
+
+
 def test_gauges_of_the_client() -> None:
     texts: list[bytes] = []
     with Exporter({"openai": ENGINE}, texts.append).watch(plan_of(), run_info()) as observe:
@@ -490,6 +548,29 @@ def test_the_server_s_page_that_goes_away_and_comes_back() -> None:
         back = exported(edge("tick", at_s=1, **told), trouble, again, tick(21), engine=engine)
         assert total(back, "scrape_up") == 1
     assert total(exported(tick(99)), "scrape_up") is None, "no page, nothing to say of it"
+
+
+def test_a_server_s_page_that_stays_dead_is_down_in_the_next_load_too() -> None:
+    """The caveat comes once a run."""
+    engine = dataclasses.replace(ENGINE_THAT_TELLS, tick_prefixes=("r",))
+    plan = plan_of(ClosedLoop(concurrency=1), ClosedLoop(concurrency=8))
+    read_once = edge("tick", at_s=1, running=2.0)
+    gone = Caveat(code="metrics-page", message="", advice="")
+    for records in ((gone,), (read_once, gone), (read_once, tick(1.1 + LATE_S))):
+        page = exported(*records, tick(40, phase="c=8"), engine=engine, plan=plan)
+        assert total(page, "scrape_up", concurrency="8") == 0
+    page = exported(read_once, tick(2), tick(1.1 + LATE_S, phase="c=8"), engine=engine, plan=plan)
+    assert total(page, "scrape_up", concurrency="8") == 0, "it died between the loads"
+    back = edge("start", at_s=39, phase="warm-up c=8", running=2.0)
+    page = exported(read_once, gone, back, tick(40, phase="c=8"), engine=engine, plan=plan)
+    assert total(page, "scrape_up", concurrency="8") == 1
+    assert total(page, "server_requests_running") is None, "warm-up is not on the page"
+
+
+def test_tokens_that_were_not_streamed_are_no_zero() -> None:
+    page = exported(tick(1), tick(2))
+    assert total(page, "streamed_tokens_total") is None
+    assert total(exported(tick(1), tick(2, tokens=5)), "streamed_tokens_total") == 5
 
 
 def test_a_sweep_s_page_is_that_of_its_last_cell() -> None:

@@ -166,6 +166,7 @@ NO_COVERAGE = "Drafts and decode steps are not known from one source (vLLM tells
 NO_POSITIONS = "This engine does not tell acceptance by position"
 NO_LOAD = "The server's page does not tell this, or was not scraped"
 NO_RUN = "No run was scraped in this window"
+NO_STREAM = "No run was scraped, or its server tells tokens only once an answer is over"
 NO_SERVER = "The monitor was not scraped in this window"
 NO_PROBE = "No probe: start the monitor with --probe"
 
@@ -321,7 +322,7 @@ def run_verdict() -> tuple[Panel, ...]:
             "suffix: tok/s",
             "Tokens of all streams a second, mean over the shown time in which the run was on. The "
             "report's figures, whole and steady, are of the phase.",
-            NO_RUN,
+            NO_STREAM,
             (RUN.name, grown("streamed_tokens", RUN)),
             decimals=0,
             mean=True,
@@ -355,7 +356,7 @@ def run_load() -> tuple[Panel, ...]:
             "Tokens",
             "suffix: tok/s",
             "Output tokens a second as they are streamed; prompt tokens of completed requests.",
-            "No tokens in this window",
+            NO_STREAM,
             (f"output {RUN.name}", grown("streamed_tokens", RUN)),
             (f"prompt {RUN.name}", grown("prompt_tokens", series)),
         ),
@@ -435,7 +436,7 @@ def run_trust() -> tuple[Panel, ...]:
         lines(
             "Series",
             "none",
-            "Series on draftload's own page; below 5,000 by construction.",
+            "Series on draftload's own page; below 5,000 whatever the prompts.",
             NO_RUN,
             gauge("series"),
             width=6,
@@ -546,7 +547,7 @@ def monitor_drift() -> tuple[Panel, ...]:
             "What SGLang shows itself, over its last steps. Before 0.5.23 its counters do not give "
             "AL, and it is all there is.",
             "Only SGLang shows such a gauge",
-            (SCRAPED.name, f"draftload_acceptance_length{{{SCRAPED.where}}}"),
+            (SCRAPED.name, f"draftload_server_acceptance_length{{{SCRAPED.where}}}"),
             width=12,
             decimals=2,
         ),
@@ -644,7 +645,8 @@ def monitor_trust() -> tuple[Panel, ...]:
         lines(
             "Monitor's series",
             "none",
-            "Series on the monitor's own page; below 5,000 by construction.",
+            "Series on the monitor's own page. It grows with the servers: 24 with a probe of "
+            "11 categories, or 240 without one, are about 5,000; for more, start a second monitor.",
             NO_SERVER,
             ("{{instance}}", 'draftload_series{scenario=""}'),
         ),
