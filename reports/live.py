@@ -2,16 +2,20 @@
 prompts are tokenized.
 
 On a terminal what reports.progress knows is drawn with the client's samples, at most four times a
-second and in the loop's own thread: nothing else runs beside the streams. Without a terminal there
-is a line every 10 s and one a load; with --quiet one at the end. Must not: touch a record, raise.
+second: laid out in the loop's thread, written by one that waits where the terminal does. Without a
+terminal there is a line every 10 s and one a load; with --quiet one at the end. Must not: touch a
+record, raise, wait for a terminal.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from queue import Queue
 from types import TracebackType
 from typing import Self
 
@@ -32,15 +36,55 @@ from reports import progress
 
 PLAIN_EVERY_S = 10.0
 DRAWN_EVERY_S = 0.25
+MOST_KEPT = 4
+"""Writes that wait for a terminal; a frame is one."""
 
 Engines = Mapping[str, Engine]
+
+
+class _Behind(io.StringIO):
+    """stderr, written by a thread of its own: a terminal that takes nothing (Ctrl-S, a stalled
+    connection) must hold up no stream. `busy`: much of what was written is still to be taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stderr = sys.stderr  # Rich puts a proxy in its place, which prints above the view
+        self._texts: Queue[str | None] = Queue()
+        self._thread = threading.Thread(target=self._pass_on, daemon=True)
+
+    @property
+    def busy(self) -> bool:
+        return self._texts.unfinished_tasks > MOST_KEPT
+
+    def isatty(self) -> bool:
+        return self._stderr.isatty()
+
+    def write(self, text: str) -> int:
+        self._texts.put(text)
+        return len(text)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self, within_s: float = 2.0) -> None:
+        """Waits until all is written, but not for ever."""
+        self._texts.put(None)
+        self._thread.join(within_s)
+
+    def _pass_on(self) -> None:
+        while (text := self._texts.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stderr.write(text)
+                self._stderr.flush()
+            self._texts.task_done()
 
 
 class _Screen:
     """The part of a terminal that is drawn over and over; `drawn` False: there is none."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._behind = _Behind()
+        self._console = Console(file=self._behind, highlight=False)
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self.drawn = terminal and not quiet
         self._display = Display(
@@ -55,14 +99,18 @@ class _Screen:
 
     def start(self) -> None:
         if self.drawn:
+            self._behind.begin()
             self._display.start()
 
     def stop(self) -> None:
         if self.drawn:
             self._display.stop()
+            self._behind.end()
 
     def draw(self, lines: Sequence[Text]) -> None:
-        self._display.update(Group(*lines), refresh=True)
+        """Draws, unless the terminal has not taken what was drawn before."""
+        if not self._behind.busy:
+            self._display.update(Group(*lines), refresh=True)
 
 
 class Live:

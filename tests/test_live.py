@@ -62,7 +62,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, term: str = "xterm") -> io.StringI
     return screen
 
 
-def test_a_terminal_is_drawn_four_times_a_second_at_most_and_by_no_thread(
+def test_a_terminal_is_drawn_four_times_a_second_at_most_and_written_by_one_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terminal(monkeypatch)
@@ -72,8 +72,26 @@ def test_a_terminal_is_drawn_four_times_a_second_at_most_and_by_no_thread(
     with view() as see:
         for n in range(1, 101):
             see(sample(n / 20))
-        assert threading.active_count() == before
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
     assert len(drawn) == 5 * 4
+
+
+def test_a_terminal_that_takes_nothing_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-S: what comes meanwhile is not drawn, and goes on being counted."""
+    screen, stalled = terminal(monkeypatch), threading.Event()
+    write = screen.write
+
+    def wait(text: str) -> int:
+        assert stalled.wait(20)
+        return write(text)
+
+    monkeypatch.setattr(screen, "write", wait)
+    with view() as see:
+        for n in range(1, 101):
+            see(sample(n / 20))
+        stalled.set()
+    assert screen.getvalue().count("in flight") <= live.MOST_KEPT + 2, "frames were not kept"
 
 
 def test_what_is_drawn_is_wiped_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
