@@ -37,9 +37,10 @@ from loadgen.types import (
     Summary,
     TimedOut,
 )
-from loadgen.written import load_label
+from loadgen.written import load_label, looks_text_up
 
 LAG_LIMIT_S = 0.010
+STALL_S = 1.0
 CPU_LIMIT = 0.80
 CAPPED_LIMIT = 0.20
 REACHED = 0.95
@@ -62,6 +63,8 @@ PADDED_PROMPTS = 0.05
 them. Text ends in a row of one sign at times, but not a tenth of it."""
 ALIKE, ALIKE_PROMPTS, ALIKE_TOKENS = 0.5, 20, 64
 """Half of so many prompts, of so many tokens, have one length: no texts that people wrote do."""
+UNLIKE = 0.15
+"""Of an ISL bucket's prompts so many are of other kinds than all prompts are."""
 ISL_FALL = 0.25
 """Acceptance length lost from an ISL bucket to the next. Llama 3.3 70B on SPEED-Bench: EAGLE-3 goes
 2.93, 2.59, 1.19 at 1k, 2k, 8k (−12 %, −54 %); a draft model stays within 3 %."""
@@ -71,11 +74,11 @@ LONGER = 1.25
 
 _MODEL = re.compile(r'[{,]model_name="([^"]*)"')
 _STARTED = "process_start_time_seconds"
-_PENALTIES = (
+_AT_ANY_TEMPERATURE = (
     *("repeat_penalty", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    "dry_multiplier",
+    *("dry_multiplier", "xtc_probability", "typical_p"),
 )
-"""They change the likeliest token too; at temperature 0 no other sampler does."""
+"""They change or remove the likeliest token too, so they act at temperature 0."""
 _FALLS = "acceptance-falls-with-isl"
 _BY_ISL = (
     "Read acceptance by ISL bucket, never pooled. A drafter that was trained on short text "
@@ -90,6 +93,15 @@ def client_saturated(data: PhaseData) -> Iterator[Caveat]:
     lag = distribution([s.loop_lag_s for s in data.client[1:]])
     first, last = data.client[0], data.client[-1]
     cpu = (last.cpu_s - first.cpu_s) / max(last.at_s - first.at_s, 1e-9)
+    if lag.max is not None and lag.max > STALL_S:
+        yield _caveat(
+            data,
+            "client-stalled",
+            f"The client's event loop stood still for {lag.max:.1f} s: latencies of that time are "
+            "its own.",
+            "Look for what stopped the process: a machine that slept, a debugger, memory that was "
+            "swapped out.",
+        )
     if lag.p50 is not None and lag.p50 > LAG_LIMIT_S:
         yield _caveat(
             data,
@@ -336,13 +348,21 @@ def _held_back(data: PhaseData, load: OpenLoop) -> Iterator[Caveat]:
 
 
 def slo_crossed(data: PhaseData) -> Iterator[Caveat]:
-    """A bound of the scenario's slo does not hold at this load: nothing is wrong with the run."""
+    """A bound of the scenario's slo does not hold at this load, or cannot be told to."""
     if data.figures is None:
         return
     bounds, _ = slo.read(data.scenario.slo, "the scenario's slo:")
     for bound in bounds:
         value = slo.figure(bound, [data.figures])
-        if value is not None and not holds(bound, value):
+        if value is None:
+            yield _caveat(
+                data,
+                "slo-not-judged",
+                f"Whether {bound.text} holds could not be judged: too few requests, or no such "
+                "figure.",
+                "Raise --requests (a p99 needs 100), or bound another figure.",
+            )
+        elif not holds(bound, value):
             unit = " s" if in_seconds(bound.metric) else ""
             name = bound.metric.removesuffix("_s") if unit else bound.metric
             said = f"is {value:.4g}{unit}" if math.isfinite(value) else "was lost with a request"
@@ -508,7 +528,7 @@ def ids_not_honoured(data: PhaseData) -> Iterator[Caveat]:
 def padded_prompts(data: PhaseData) -> Iterator[Caveat]:
     """Prompts stretched by one piece, or made to one length: a drafter copies what repeats."""
     used = [data.prompts[n] for n in {r.prompt_id for r in data.records} if n in data.prompts]
-    stretched = [prompt.padded for prompt in used if prompt.padded >= PADDED]
+    stretched = [share for prompt in used if (share := prompt.padded or 0.0) >= PADDED]
     if used and len(stretched) > PADDED_PROMPTS * len(used):
         yield _caveat(
             data,
@@ -557,7 +577,7 @@ def sampling_mismatch(data: PhaseData) -> Iterator[Caveat]:
     acting = {
         name: value
         for name, value in data.server.sampling_defaults.items()
-        if name in _PENALTIES or not greedy
+        if name in _AT_ANY_TEMPERATURE or not greedy
     }
     if acting:
         said = ", ".join(f"{name} {value:g}" for name, value in acting.items())
@@ -582,10 +602,12 @@ def spec_not_as_claimed(data: PhaseData) -> Iterator[Caveat]:
         drafts = max(grown, sum(spec.drafts or 0 for spec in told))
         said = f"the config says none, and {drafts:,} drafts were counted" if drafts else ""
     else:
-        claimed = config.spec.draft_depth or config.spec.draft_tokens
+        # What answers tell may be the nodes of a tree (SGLang), which are more than its depth.
+        claimed = max(config.spec.draft_depth or 0, config.spec.draft_tokens or 0)
         depth = max((spec.draft_depth or 0 for spec in told), default=0)
         said = ""
-        if found is not None and found.drafts == 0 and found.steps:
+        always = not looks_text_up(config.spec.method)
+        if always and found is not None and found.drafts == 0 and found.steps:
             said = f"the config says {config.spec.method}, and no step of {found.steps:,} drafted"
         elif claimed and depth > claimed:
             said = f"the config says k = {claimed}, and answers tell k = {depth}"
@@ -615,7 +637,13 @@ def ramp_too_large(data: PhaseData) -> Iterator[Caveat]:
 
 
 def throughput_trend(data: PhaseData) -> Iterator[Caveat]:
-    """A window that is called steady and is not: something warms up, fills up or slows down."""
+    """A window that is called steady and is not: something warms up, fills up or slows down.
+
+    Not of an open loop: its window begins with few in flight, and they come to their number within
+    it.
+    """
+    if not isinstance(data.phase.load, ClosedLoop):
+        return
     start, end = data.phase.steady_from_s, data.phase.steady_to_s
     done = completed(data.records)
     if data.figures is None or data.figures.throughput.steady is None or start is None or not end:
@@ -657,9 +685,24 @@ def acceptance_falls_with_isl(data: PhaseData) -> Iterator[Caveat]:
         if g.category in lengths and g.acceptance is not None
     ]
     buckets.sort(key=lambda bucket: bucket[0])
+    if _unlike(data):
+        return  # other text, not longer text
     for (_, short, before), (_, long, after) in itertools.pairwise(buckets):
         if said := _fall(before, after, short, long):
             yield _caveat(data, _FALLS, said, _BY_ISL)
+
+
+def _unlike(data: PhaseData) -> bool:
+    """Whether the ISL buckets hold other categories or tiers, or the same in other shares."""
+    rows = [r for r in completed(data.records) if r.isl_bucket is not None]
+    buckets = {r.isl_bucket for r in rows}
+    every = Counter((r.category, r.tier) for r in rows)
+    for bucket in buckets:
+        here = Counter((r.category, r.tier) for r in rows if r.isl_bucket == bucket)
+        apart = sum(abs(here[k] / here.total() - every[k] / every.total()) for k in every) / 2
+        if apart > UNLIKE:
+            return True
+    return False
 
 
 def _fall(before: Acceptance, after: Acceptance, short: str, long: str, of: str = "") -> str:

@@ -1417,11 +1417,9 @@ def _summary(path: Path) -> Summary:
 
 
 def _report(paths: Sequence[Path], format_name: str) -> list[Summary]:
-    from loadgen.checks import across
     from reports import as_json, as_paste, table
 
-    found, files = _all_runs(paths)
-    summaries = [*across(found)]
+    summaries, files = _all_runs(paths)
     render = {"table": table.render, "json": as_json.render, "paste": as_paste.render}[format_name]
     _print(render(_study(summaries, files)))
     return summaries
@@ -1481,9 +1479,11 @@ def _compared_sides(
 
 
 def _all_runs(paths: Sequence[Path]) -> tuple[list[Summary], list[Path]]:
-    """The runs of files and folders, and each one's file."""
+    """The runs of files and folders, with what only several tell, and each one's file."""
+    from loadgen.checks import across
+
     found = [pair for path in paths for pair in _runs_at(path)]
-    return [run for _, run in found], [file for file, _ in found]
+    return [*across([run for _, run in found])], [file for file, _ in found]
 
 
 def _runs_at(path: Path) -> list[tuple[Path, Summary]]:

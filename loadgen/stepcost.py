@@ -43,6 +43,7 @@ from loadgen.types import (
     StepPoint,
     Summary,
 )
+from loadgen.written import looks_text_up
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,7 +179,7 @@ def unpredictable(info: RunInfo) -> str:
         and (spec.draft_depth is not None)
     ):
         return "it drafts a tree: acceptance by position is not that of a chain"
-    if name.startswith(("ngram", "suffix", "promptlookup", "lookup")) or name == "sa":
+    if looks_text_up(name):
         return (
             "it looks drafts up in text: with another k it finds other matches at other places, so "
             "how often it drafts at all (coverage) changes, and is known only from a run at that k"

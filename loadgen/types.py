@@ -432,7 +432,8 @@ class Caveat(Noun, frozen=True, kw_only=True, tag="caveat", tag_field="type"):
 class PromptRecord(Noun, frozen=True, kw_only=True, tag="prompt", tag_field="type"):
     """A prompt's text, once. `text` is cut to 2,000 characters, or None with `--no-text`.
 
-    `padded`: the share of its first turn, 0…1, that is one short piece repeated at an end.
+    `padded`: the share of its first turn, 0…1, that is one short piece repeated at an end; None in
+    files of before it was measured.
     """
 
     prompt_id: str
@@ -443,7 +444,7 @@ class PromptRecord(Noun, frozen=True, kw_only=True, tag="prompt", tag_field="typ
     isl_tokens: Count | None = None
     turns: Count = 1
     sha256: str = ""
-    padded: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    padded: Annotated[float, Meta(ge=0, le=1)] | None = None
     text: str | None = None
 
 

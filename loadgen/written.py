@@ -264,3 +264,9 @@ def hide(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
     return text
+
+
+def looks_text_up(method: str) -> bool:
+    """A drafter that copies from text: it drafts only where it finds a match."""
+    name = "".join(c for c in method.lower() if c.isalnum())
+    return name.startswith(("ngram", "suffix", "promptlookup", "lookup")) or name == "sa"

@@ -142,8 +142,10 @@ def at_once(streams: int) -> list[RequestRecord]:
     return [change(r, sent_s=0.0, end_s=0.3) for r in asked(streams)]
 
 
-def bucket(name: str, isl: int, each: Sequence[int], dialogues: int = 4) -> list[RequestRecord]:
-    made = asked(dialogues, each, isl_bucket=name, isl_tokens=isl)
+def bucket(
+    name: str, isl: int, each: Sequence[int], dialogues: int = 4, **changes: Any
+) -> list[RequestRecord]:
+    made = asked(dialogues, each, isl_bucket=name, isl_tokens=isl, **changes)
     return [change(r, dialogue_id=f"{name}{r.dialogue_id}") for r in made]
 
 
@@ -216,8 +218,8 @@ def counted(drafts: int, accepted: int) -> tuple[Snapshot, Snapshot]:
     return page("start", more=dict.fromkeys(end, 0.0)), page("end", 20, more=end)
 
 
-def config(method: str | None, k: int = 3) -> dict[str, Any]:
-    spec = SpecConfig(method=method, draft_depth=k) if method is not None else None
+def config(method: str | None, k: int = 3, nodes: int | None = None) -> dict[str, Any]:
+    spec = SpecConfig(method=method, draft_depth=k, draft_tokens=nodes) if method else None
     state = "on" if method is not None else "off"
     return {"config": ServerConfig(engine="vllm", model="m", spec=spec), "state": state}
 
@@ -264,6 +266,9 @@ CASES = (
          lines([*CLEAN, FAILED[0]])),
     Case(checks.client_saturated, "client-late", lines(CLEAN, *samples(lag_s=0.05)),
          lines(CLEAN, *samples())),
+    Case(checks.client_saturated, "client-stalled",
+         lines(CLEAN, *samples(), sample(5.0, 3.0, 0.5)),
+         lines(CLEAN, *samples(), sample(5.0, 0.3, 0.5))),
     Case(checks.client_saturated, "client-saturated", lines(CLEAN, *samples(cpu=0.9)),
          lines(CLEAN, *samples())),
     Case(checks.foreign_traffic, "foreign-traffic", lines(CLEAN, page("start"), page("end", 21)),
@@ -292,6 +297,16 @@ CASES = (
     Case(checks.spec_not_as_claimed, "spec-not-as-claimed",
          lines(every(spec=told(2, 2, draft_depth=5)), server=config("eagle3")),
          lines(every(spec=told(2, 2, draft_depth=3)), server=config("eagle3"))),
+    # A tree's answers tell its nodes; a drafter that looks text up may find nothing.
+    Case(checks.spec_not_as_claimed, "spec-not-as-claimed",
+         lines(every(spec=told(2, 2, draft_depth=9)), server=config("eagle3", 5, nodes=7)),
+         lines(every(spec=told(2, 2, draft_depth=7)), server=config("eagle3", 5, nodes=7))),
+    Case(checks.spec_not_as_claimed, "spec-not-as-claimed",
+         lines(asked(4, (1, 1, 1), spec=told(0, 0)), server=config("mtp")),
+         lines(asked(4, (1, 1, 1), spec=told(0, 0)), server=config("ngram"))),
+    Case(checks.sampling_mismatch, "sampling-mismatch",
+         lines(CLEAN, server={"sampling_defaults": {"xtc_probability": 0.5}}),
+         lines(CLEAN, sampling={"temperature": 0.0}, server={"sampling_defaults": LLAMA})),
     Case(checks.sampling_mismatch, "sampling-mismatch",
          lines(CLEAN, sampling={"temperature": 1.0}, server={"sampling_defaults": LLAMA}),
          lines(CLEAN, sampling={"temperature": 0.0}, server={"sampling_defaults": LLAMA})),
@@ -311,6 +326,11 @@ CASES = (
     Case(checks.acceptance_falls_with_isl, "acceptance-falls-with-isl",
          lines([*bucket("8k", 8000, (1, 1, 1, 2)), *bucket("2k", 2000, (1, 3, 2, 3))]),
          lines([*bucket("8k", 8000, (1, 3, 1, 3)), *bucket("2k", 2000, (1, 3, 2, 3))])),
+    # Other text at another length is no fall with length.
+    Case(checks.acceptance_falls_with_isl, "acceptance-falls-with-isl",
+         lines([*bucket("8k", 8000, (1, 1, 1, 2)), *bucket("2k", 2000, (1, 3, 2, 3))]),
+         lines([*bucket("8k", 8000, (1, 1, 1, 2), category="writing"),
+                *bucket("2k", 2000, (1, 3, 2, 3))])),
     Case(checks.server_queued, "server-queued", lines(CLEAN, *busy(8, 3)),
          lines(CLEAN, *busy(8, 0))),
     Case(checks.server_queued, "server-preempted",
@@ -339,11 +359,15 @@ CASES = (
     Case(checks.ramp_too_large, "ramp-too-large", lines(asked(10), steady=(0.5, 2.4)),
          lines(asked(10), steady=(0.5, 2.7))),
     Case(checks.throughput_trend, "throughput-trend", lines(slowing(0.5)), lines(slowing(0.0))),
+    Case(checks.throughput_trend, "throughput-trend", lines(slowing(0.5)),
+         lines(slowing(0.5), load=OpenLoop(request_rate_rps=2.0))),
     Case(checks.load_not_reached, "load-not-reached",
          lines(at_once(4) * 5, load=ClosedLoop(concurrency=22), steady=(0.0, 0.3)),
          lines(at_once(4) * 5, load=ClosedLoop(concurrency=20), steady=(0.0, 0.3))),
     Case(checks.slo_crossed, "slo-crossed", lines(CLEAN, scenario=bounded("e2el_max<=0.2s")),
          lines(CLEAN, scenario=bounded("e2el_max<=0.4s"))),
+    Case(checks.slo_crossed, "slo-not-judged", lines(CLEAN, scenario=bounded("ttft_p99<=9s")),
+         lines(CLEAN, scenario=bounded("ttft_max<=9s"))),
 )  # fmt: skip
 
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.check.__name__}: {c.code}")
@@ -608,6 +632,15 @@ def test_acceptance_that_falls_from_run_to_run_is_told_of_the_longer_one(tmp_pat
     repeat = of_length(1010, low, tmp_path)
     for run in (warm, other, level, repeat):
         assert [codes(one.caveats) for one in checks.across([run, short])] == [[], []]
+
+
+def test_the_report_of_several_runs_tells_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for isl, each in ((1000, (1, 3, 2, 3)), (2000, (1, 2, 2, 2))):
+        of_length(isl, each, tmp_path)
+    cli.app(["report", str(tmp_path)], standalone_mode=False)
+    assert "acceptance-falls-with-isl" in capsys.readouterr().out
 
 
 def test_a_trend_has_a_sign_and_its_noise(tmp_path: Path) -> None:
