@@ -298,7 +298,7 @@ async def test_a_page_that_fails_when_it_is_asked_anew_makes_no_other_server(pat
             if n in (3, 6):
                 it.answers["/metrics"] = GONE  # so that it is asked anew who it is
             if n == 4:
-                it.once[path] = [BROKEN]
+                it.once[path] = [BROKEN] * 2  # it asks twice where it doubts the first answer
             shown(await one.read())
             labels.append(shown.labels("scrape_up"))
         assert shown.get("server_restarts_total") == 0
@@ -306,6 +306,26 @@ async def test_a_page_that_fails_when_it_is_asked_anew_makes_no_other_server(pat
         assert labels == labels[:1] * 8
         assert one.target is not None
         assert one.target.info.version == "0.32.0"
+
+
+async def test_a_page_that_fails_leaves_what_speculates_known() -> None:
+    told = {"speculative_algorithm": "EAGLE3", "speculative_num_draft_tokens": 4, "version": "0.5"}
+    async with deployed() as (it, one):
+        it.is_model("m", owner="sglang")
+        it.shows(msgspec.json.encode(told), "/server_info")
+        shown, labels = Shown(), []
+        for n in range(1, 6):
+            rows = {"spec_verify_calls": 10 * n, "generation_tokens": 27 * n, "num_requests": n}
+            it.shows("".join(f"sglang:{k}_total {v}\n" for k, v in rows.items()).encode())
+            if n == 2:
+                it.answers["/metrics"] = BROKEN
+            if n == 3:
+                it.once["/server_info"] = [BROKEN] * 2
+            shown(await one.read())
+            labels.append(shown.labels("scrape_up"))
+        assert labels[0]["spec"].startswith("EAGLE3")
+        assert labels == labels[:1] * 5
+        assert shown.get("decode_steps_total") == 40
 
 
 async def test_another_version_is_a_restart() -> None:
@@ -792,6 +812,13 @@ def test_without_a_terminal_changes_are_lines(capsys: pytest.CaptureFixture[str]
         "draftload: h:1 is back after 10 min",
         "draftload: h:1 was restarted: its counters began anew",
     ]
+
+
+def test_what_is_not_counted_any_more_has_no_figures() -> None:
+    live = MonitorLive(quiet=True)
+    live(reading())
+    live(reading(grown=None))
+    assert not live._seen["h:1"].window
 
 
 def test_without_a_terminal_every_server_is_a_line_now_and_then(
