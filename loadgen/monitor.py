@@ -3,10 +3,10 @@
 Every server has a loop of its own, so that one that hangs delays nobody. What a page says is mapped
 by its Engine to one vocabulary and told as growth since the last scrape that worked: a counter that
 went back was restarted and counts from zero, as Prometheus has it; one that goes back again and
-again is several servers behind one URL, and not counted. All that is kept of a server is
-its last counters, so memory is flat, and the collector of cyclic garbage stays on. A server that is
-away, speaks nonsense or comes back as another is a Reading that says so, never an end. Must not:
-keep a history, show or export anything (watchers do), end by itself.
+again is several servers behind one URL, and not counted. All that is kept of a server is its last
+counters and which scrapes saw a restart, so memory is flat, and the collector of cyclic garbage
+stays on. A server that is away, speaks nonsense or comes back as another is a Reading that says so,
+never an end. Must not: keep a history, show or export anything (watchers do), end by itself.
 """
 
 from __future__ import annotations
@@ -144,7 +144,10 @@ async def _scraping(server: Server, every_s: float, observe: Watcher, say: Say) 
         observe(await server.read())
         if server.several and not told:
             told = True
-            say(f"WARNING: {server.name} goes back and forth: {SEVERAL}. It is not counted.")
+            say(
+                f"WARNING: the counters of {server.name} go back and forth: {SEVERAL}. Nothing "
+                "more is counted of it."
+            )
         if server.drains and not warned:
             warned = True
             say(
