@@ -4,10 +4,11 @@
 
 5,760 scrapes are 24 hours at 15 s. A process of its own plays four servers, one an engine, whose
 counters advance with every read of their page. One read in ten is a fault (500, garbage, a cut
-page, a dropped connection, HTML, nothing); after N the server is gone for three reads and comes
-back with its counters at zero, at every tenth such restart with another model. The monitor scrapes
-and probes as fast as it can, its page built after each. Afterwards the growth that it told must be
-all that the servers counted, restart for restart; resident memory is printed as it went.
+page, a dropped connection, HTML, nothing), and so is one in three of the page that tells a
+version; after N the server is gone for three reads and comes back with its counters at zero, at
+every tenth such restart with another model. The monitor scrapes and probes as fast as it can, its
+page built after each. Afterwards the growth that it told must be all that the servers counted,
+restart for restart; resident memory is printed as it went.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ DRAFTS, ACCEPTED, STEPS, REQUESTS = 100, 150, 120, 2
 GENERATED = STEPS + ACCEPTED + REQUESTS
 FAULTS = ("500", "garbage", "cut", "drop", "html", "empty")
 FAULT_EVERY, AWAY = 10, 3
+VERSION_FAULT_EVERY = 3
 PROBE_EVERY_S = 0.05
 MOST_GROWTH = 4 << 20
 """Bytes; the allocator's own, since objects must not grow at all."""
@@ -87,12 +89,13 @@ class Played:
 
     def __init__(self, engine: str, restart_every: int) -> None:
         self.engine, self.restart_every = engine, restart_every
-        self.reads = self.turns = self.counted = self.restarts = self.away = 0
+        self.versions = self.reads = self.turns = self.counted = self.restarts = self.away = 0
         self.faults: Counter[str] = Counter()
 
     def app(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/version", self.version)
         app.router.add_get("/metrics", self.page)
         app.router.add_get("/prometheus/metrics", self.page)
         app.router.add_get("/truth", self.truth)
@@ -103,6 +106,14 @@ class Played:
         self.gone(request)
         card = {"id": f"model-{self.restarts // 10}", "owned_by": OWNERS[self.engine]}
         return web.json_response({"data": [card]})
+
+    async def version(self, request: web.Request) -> web.Response:
+        self.gone(request)
+        self.versions += 1
+        if self.versions % VERSION_FAULT_EVERY == 0:
+            self.faults["version"] += 1
+            return web.Response(status=500)
+        return web.json_response({"version": "1.0"})
 
     async def truth(self, _: web.Request) -> web.Response:
         told = {"counted": self.counted, "restarts": self.restarts, "faults": self.faults}

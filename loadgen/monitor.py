@@ -2,17 +2,20 @@
 
 Every server has a loop of its own, so that one that hangs delays nobody. What a page says is mapped
 by its Engine to one vocabulary and told as growth since the last scrape that worked: a counter that
-went back was restarted and counts from zero, as Prometheus has it. All that is kept of a server is
-its last counters, so memory is flat, and the collector of cyclic garbage stays on. A server that is
-away, speaks nonsense or comes back as another is a Reading that says so, never an end. Must not:
-keep a history, show or export anything (watchers do), end by itself.
+went back was restarted and counts from zero, as Prometheus has it; one that goes back again and
+again is several servers behind one URL, and not counted. All that is kept of a server is its last
+counters and which scrapes saw a restart, so memory is flat, and the collector of cyclic garbage
+stays on. A server that is away, speaks nonsense or comes back as another is a Reading that says so,
+never an end. Must not: keep a history, show or export anything (watchers do), end by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -24,6 +27,7 @@ import msgspec
 from loadgen import preflight
 from loadgen.errors import DraftloadError, UserError
 from loadgen.measure import Attach
+from loadgen.protocol import without_folder
 from loadgen.runner import Tokenize, rss_bytes
 from loadgen.scrape import Scraper
 from loadgen.types import (
@@ -35,6 +39,7 @@ from loadgen.types import (
     Request,
     Scenario,
     ScrapeResult,
+    ServerInfo,
     ServerLoad,
     SpecCounters,
 )
@@ -45,6 +50,9 @@ PROBE_OUTPUT_TOKENS = 64
 """A probe's, unless another limit is asked for: enough steps for a figure, and light."""
 STARTED = "process_start_time_seconds"
 """Of prometheus_client's own families, where a server has them (vLLM in one process)."""
+RECENT, MANY, STEADY = 10, 3, 100
+"""MANY restarts in the RECENT scrapes are several servers; none in STEADY, it is one after all."""
+SEVERAL = "several servers behind one URL: give each replica its own --url"
 
 Event = Reading | Probed
 Watcher = Callable[[Event], None]
@@ -77,10 +85,15 @@ async def monitor(
     watched = watchable(servers, engines)
     if canary is not None and not canary.prompts:
         raise UserError(f"--probe {canary.scenario.name} has no prompt to send.")
-    observe = _fan_out(watchers, say)
-    loops = [_scraping(one, every_s, observe, say) for one in watched]
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a full disk, a closed stderr
+            say(line)
+
+    observe = _fan_out(watchers, tell)
+    loops = [_scraping(one, every_s, observe, tell) for one in watched]
     if canary is not None:
-        loops += [_probing(one, canary, observe, say) for one in watched]
+        loops += [_probing(one, canary, observe, tell) for one in watched]
     tasks = [asyncio.create_task(loop) for loop in loops]
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -126,9 +139,15 @@ def _fan_out(watchers: Sequence[Watcher], say: Say) -> Watcher:
 
 
 async def _scraping(server: Server, every_s: float, observe: Watcher, say: Say) -> None:
-    beats, warned = _Beats(every_s), False
+    beats, warned, told = _Beats(every_s), False, False
     while True:
         observe(await server.read())
+        if server.several and not told:
+            told = True
+            say(
+                f"WARNING: the counters of {server.name} go back and forth: {SEVERAL}. Nothing "
+                "more is counted of it."
+            )
         if server.drains and not warned:
             warned = True
             say(
@@ -167,13 +186,14 @@ class _Failed(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """What a page said. `identity` is who said it."""
+    """What a page said. `identity` is who said it, and `version` which, where that is known."""
 
     counters: SpecCounters
     load: ServerLoad
     acceptance_gauge: float | None
     started: float | None
-    identity: tuple[str, ...]
+    identity: tuple[str, str]
+    version: str | None
 
 
 class Server:
@@ -190,7 +210,10 @@ class Server:
         self.target: preflight.Target | None = None
         self.found = asyncio.Event()
         self._engines = engines
+        self.several = False  # servers that answer in turn: their counters tell no growth
         self._sure = False  # that `target` is what answers
+        self._there = False  # that its page is where `_scraper` reads
+        self._recent: deque[bool] = deque(maxlen=STEADY)  # whether it was restarted, by scrape
         self._asked = False  # again, once it drafted, whether speculation is on
         self._scraper: Scraper | None = None
         self._before: _Seen | None = None
@@ -215,7 +238,7 @@ class Server:
             at_unix_s=wall,
             duration_s=perf_counter() - began,
             rss_bytes=rss_bytes(),
-            info=None if self.target is None else self.target.info,
+            info=None if self.target is None else _public(self.target.info),
             **found,
         )
 
@@ -227,14 +250,15 @@ class Server:
     async def _read(self) -> dict[str, Any]:
         """What a scrape that worked puts into a Reading."""
         target = self.target
-        if target is None or self._scraper is None:
+        if target is None or not self._there:
             target = await self._identify()
         samples = await self._samples()
         before, now = self._before, _seen(target, samples)
         if not self._sure or restarted(before, now):
-            target = await self._identify()
+            target = await self._identify(anew=restarted(before, now))
             now = _seen(target, samples)
         again = before is not None and restarted(before, now)
+        self._is_several(again)
         self._asked &= not again
         since = before.counters if before is not None else now.counters
         if again and (not self.drains or went_back(since, now.counters)):
@@ -246,11 +270,19 @@ class Server:
         return {
             "result": "ok",
             "why": "" if _tells(now) else f"its page has no figure known of {target.engine.name}",
-            "grown": grown,
+            "grown": None if self.several else grown,
             "load": now.load,
             "acceptance_gauge": now.acceptance_gauge,
-            "restarted": again,
+            "restarted": again and not self.several,
         }
+
+    def _is_several(self, again: bool) -> None:
+        """Whether restarts recur as no server's do; over once there was none for long."""
+        self._recent.append(again)
+        if sum(list(self._recent)[-RECENT:]) >= MANY:
+            self.several = True
+        elif len(self._recent) == STEADY and not any(self._recent):
+            self.several = False
 
     async def _samples(self) -> dict[str, float]:
         scraper = self._scraper
@@ -259,16 +291,20 @@ class Server:
         if samples is None:
             self._sure = False
             if scraper.result in ("refused", "garbage"):
-                self._scraper = None  # what answers there may have its page elsewhere
+                self._there = False  # what answers there may have its page elsewhere
             raise _Failed(scraper.result, scraper.why)
         if not samples and not scraper.drains:
-            self._sure, self._scraper = False, None
+            self._sure = self._there = False
             raise _Failed("garbage", "the metrics page has no metric")
         return samples
 
-    async def _identify(self) -> preflight.Target:
-        """Who answers there, and a Scraper of its page: the one that is, if it is the same page."""
-        attach = self.attach
+    async def _identify(self, *, anew: bool = False) -> preflight.Target:
+        """Who answers there, and a Scraper of its page: the one that is, if it is the same page.
+
+        What the same server told once and does not tell now stays, unless it began `anew`: a page
+        of its own that failed is no other version, and speculates no other way.
+        """
+        attach, known = self.attach, self.target
         try:
             async with asyncio.timeout(IDENTIFY_TIMEOUT_S):
                 target = await preflight.identify(
@@ -281,22 +317,46 @@ class Server:
                     headers=attach.headers,
                     tls=attach.tls,
                     any_model=True,
+                    scraper=self._scraper,
                 )
         except TimeoutError:
             raise _Failed("unidentified", f"no answer in {IDENTIFY_TIMEOUT_S:g} s") from None
         except DraftloadError as fault:
             raise _Failed("unidentified", str(fault)) from None
+        same = known is not None and _who(known.info) == _who(target.info)
         if target.metrics_url is None:
-            self.target, self._scraper = target, None
+            self._there = False
+            self.target = known if same else target
             self.found.set()
             why = " ".join(c.message for c in target.caveats if c.code == "no-metrics-page")
             raise _Failed("refused", why or f"engine {target.engine.name} has no metrics page")
-        same = self.target is not None and self.target.engine is target.engine
-        if self._scraper is None or not same or self._scraper.url != target.metrics_url:
+        if self._scraper is None or not self._scraper.reads(target.metrics_url, target.engine):
             self._scraper = target.scraper(lambda record: None, 0.0)
-        self.target, self._sure = target, True
+        if known is not None and same and not anew:
+            target = replace(target, info=_filled(target.info, known.info))
+        self.target, self._sure, self._there = target, True, True
         self.found.set()
         return target
+
+
+def _who(info: ServerInfo) -> tuple[str, str]:
+    return info.engine, info.model
+
+
+def _filled(now: ServerInfo, before: ServerInfo) -> ServerInfo:
+    """`now`, with what the same server told before where it does not tell it now."""
+    names = ["version"]
+    if now.state == "unknown":
+        now = msgspec.structs.replace(now, state=before.state)
+    if now.state != "off":
+        names += ["spec_reported", "draft_depth"]
+    told = {name: getattr(before, name) for name in names if getattr(now, name) is None}
+    return msgspec.structs.replace(now, **told)
+
+
+def _public(info: ServerInfo) -> ServerInfo:
+    """As watchers may show it: llama.cpp names a model by its file, wherever that lies."""
+    return msgspec.structs.replace(info, model=without_folder(info.model))
 
 
 def _seen(target: preflight.Target, samples: Mapping[str, float]) -> _Seen:
@@ -309,7 +369,8 @@ def _seen(target: preflight.Target, samples: Mapping[str, float]) -> _Seen:
         load=engine.load(samples),
         acceptance_gauge=engine.acceptance_gauge(samples),
         started=samples.get(STARTED),
-        identity=(info.engine, info.model, info.version or ""),
+        identity=_who(info),
+        version=info.version,
     )
 
 
@@ -366,8 +427,9 @@ def restarted(before: _Seen | None, now: _Seen) -> bool:
     if before is None:
         return False
     began = None not in (before.started, now.started) and before.started != now.started
+    newer = None not in (before.version, now.version) and before.version != now.version
     other = before.identity != now.identity
-    return began or other or went_back(before.counters, now.counters)
+    return began or newer or other or went_back(before.counters, now.counters)
 
 
 # ── the canary ───────────────────────────────────────────────────────────────────────────────────
@@ -444,7 +506,7 @@ class _Prober:
             record, _ = await transport.stream(request, body)
         return Probed(
             server=self._server.name,
-            info=target.info,
+            info=_public(target.info),
             engine=target.engine,
             scenario=canary.scenario.name,
             record=record,

@@ -151,18 +151,22 @@ async def identify(
     config: ServerConfig | None = None,
     gpus: int | None = None,
     any_model: bool = False,
+    scraper: Scraper | None = None,
 ) -> Target:
     """Which engine, model and settings answer at `url`. UserError: what is wrong, what to do.
 
     `config` is what we launched, if we did: then its speculation is known to be on or off.
     `any_model`: of several the first that the server names, which is its base model (vLLM 0.32).
+    `scraper`: reads the metrics page if it is its own, so that what a read drains is in its sums.
     """
     root = checked_url(url, headers or {})
     async with _session(root, headers, tls) as session:
         models = await _models(session, root)
         found = engine_of(engines, engine, models[0].owned_by)
         card = models[0] if any_model and model is None else _model(models, model)
-        metrics, samples = await _metrics(root, found, metrics_url, dict(headers or {}), tls)
+        metrics, samples = await _metrics(
+            root, found, metrics_url, dict(headers or {}), tls, scraper
+        )
         pages = {path: await _page(session, root + path) for path in found.describe_paths}
     facts = found.describe(pages, samples or {})
     info = _info(without_secrets(root), found, card, facts, config)
@@ -185,13 +189,20 @@ async def identify(
 
 
 async def _metrics(
-    root: str, engine: Engine, url: str | None, headers: dict[str, str], tls: ssl.SSLContext | bool
+    root: str,
+    engine: Engine,
+    url: str | None,
+    headers: dict[str, str],
+    tls: ssl.SSLContext | bool,
+    known: Scraper | None,
 ) -> tuple[str | None, dict[str, float] | None]:
     """The metrics page that is there, with its series; the first where it should be, and None."""
     paths = (engine.metrics_path, engine.drained_path)
     places = [url] if url is not None else [root + path for path in paths if path]
     for place in places:
-        scraper = Scraper(place, engine, lambda _: None, zero=0.0, headers=headers, tls=tls)
+        scraper = known
+        if scraper is None or not scraper.reads(place, engine):
+            scraper = Scraper(place, engine, lambda _: None, zero=0.0, headers=headers, tls=tls)
         if (samples := await scraper.samples()) is not None:
             return place, samples
     return (places[0] if places else None), None

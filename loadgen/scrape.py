@@ -104,6 +104,10 @@ class Scraper:
         """Every read of this page takes away what it tells."""
         return self._sums is not None
 
+    def reads(self, url: str, engine: Engine) -> bool:
+        """Whether it is this engine's page at this address that it reads."""
+        return self.url == url and self._engine is engine
+
     async def end(self) -> None:
         """Give up the read that is under way, if one is."""
         if self._reading is not None:

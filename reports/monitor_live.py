@@ -87,6 +87,8 @@ class MonitorLive:
         seen.restarts += event.restarted
         if event.grown is not None:
             seen.window.append((event.at_unix_s, event.grown))
+        elif event.result == "ok":
+            seen.window.clear()  # it is not counted any more
         self._show(event.server, seen)
 
     def _show(self, server: str, seen: _Seen) -> None:

@@ -12,8 +12,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from loadgen.acceptance import COUNTERS
-from loadgen.types import Probed, Reading, ScrapeResult, ServerInfo, ServerLoad, SpecCounters
+from loadgen.acceptance import COUNTERS, ChunkSums
+from loadgen.types import (
+    Completed,
+    Probed,
+    Reading,
+    ScrapeResult,
+    ServerInfo,
+    ServerLoad,
+    SpecCounters,
+)
 from reports.exposition import Page, joined
 from reports.prometheus import (
     ACCEPTANCE_LENGTH,
@@ -37,6 +45,7 @@ from reports.prometheus import (
     add_drafts,
     add_request,
     info_labels,
+    not_shown,
     run_labels,
 )
 
@@ -45,10 +54,15 @@ _GAUGES = (RUNNING, WAITING, KV_USE, ACCEPTANCE_LENGTH)
 
 @dataclass
 class _Part:
-    """One server's part of the page. `decoded` is never less than it was: the two counters that it
-    is the difference of are not read at one instant."""
+    """One server's part of the page: `probed` is its canary's, of which `chunks`, `depth` and
+    `told` say what may be shown. `decoded` is never less than it was: the two counters that it is
+    the difference of are not read at one instant."""
 
     page: Page = field(default_factory=lambda: Page(FAMILIES))
+    probed: Page = field(default_factory=lambda: Page(FAMILIES))
+    chunks: ChunkSums = field(default_factory=ChunkSums)
+    depth: int | None = None
+    told: bool = False
     labels: dict[str, str] = field(default_factory=dict)
     scrapes: Counter[ScrapeResult] = field(default_factory=Counter)
     restarts: int = 0
@@ -70,14 +84,15 @@ class MonitorPage:
 
     def __call__(self, event: Reading | Probed) -> None:
         part = self._parts.setdefault(event.server, _Part())
-        self._named(part, event.server, event.info)
+        if isinstance(event, Reading) or not part.labels:  # a canary may know more of one server
+            self._named(part, event.server, event.info)
         if isinstance(event, Probed):
-            labels = part.labels | {"scenario": event.scenario, "concurrency": "1"}
-            add_request(part.page, labels, event.record, event.engine, event.info)
+            _probed(part, event)
         else:
             self._scraped(part, event)
             self._own.set(MONITOR_BYTES, self._us, event.rss_bytes)
-        pages = [self._own, *(one.page for one in self._parts.values())]
+        parts = self._parts.values()
+        pages = [self._own, *(page for one in parts for page in (one.page, one.probed))]
         self._own.set(SERIES, self._us, sum(map(len, pages)))
         self._show(joined(pages))
 
@@ -89,6 +104,8 @@ class MonitorPage:
         labels = {**who, "concurrency": "", "server": server}
         if labels != part.labels:
             part.page.clear()
+            part.probed.clear()
+            part.chunks, part.depth, part.told = ChunkSums(), None, False
             part.labels = labels
             part.generated = part.requests = part.decoded = 0
         part.page.clear(RUN_INFO)
@@ -119,6 +136,20 @@ class MonitorPage:
         if reading.grown is not None:
             off = reading.info is not None and reading.info.state == "off"
             _grew(part, reading.grown, off=off)
+
+
+def _probed(part: _Part, event: Probed) -> None:
+    """A canary's request; of its chunks what they are proven or not disproved to be."""
+    record, spec = event.record, event.record.spec
+    labels = part.labels | {"scenario": event.scenario, "concurrency": "1"}
+    add_request(part.probed, labels, record, event.engine, event.info)
+    if isinstance(record.outcome, Completed):
+        part.chunks.add(record)
+        if spec is not None:
+            part.told |= spec.steps is not None and record.step_tokens is None
+            part.depth = max(part.depth or 0, spec.draft_depth or 0) or None
+    depth = event.info.draft_depth or part.depth
+    part.probed.hide(*not_shown(part.chunks, event.engine, depth, told=part.told))
 
 
 def _grew(part: _Part, grown: SpecCounters, *, off: bool) -> None:

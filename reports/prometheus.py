@@ -341,9 +341,8 @@ class Exporter:
                 if grown.steps and not seen.figured and decoded_tokens(grown) is not None:
                     counted.add(DECODE_STEPS, by, grown.steps)
                     counted.add(DECODE_TOKENS, by, seen.tokens[category])
-        no_steps = bool(seen.chunks.disproved(self._engine, seen.depth))
-        hidden = [CHUNK_GAP] if no_steps or self._engine.chunk_is_step is False else []
-        if (no_steps and not seen.told) or counted.rows(DECODE_STEPS):
+        hidden = not_shown(seen.chunks, self._engine, seen.depth, told=bool(seen.told))
+        if counted.rows(DECODE_STEPS):
             hidden += STEPS
         page.hide(*hidden)
         page.set(SERIES, self._labels, 0)
@@ -435,6 +434,14 @@ def add_request(
             page.observe(family, labels, values)
     if server.state != "off":
         _speculated(page, by, record, engine, server)
+
+
+def not_shown(chunks: ChunkSums, engine: Engine, depth: int | None, *, told: bool) -> list[Family]:
+    """What add_request counted and a page must not show, where chunks are no decode steps: their
+    gaps, and their steps unless requests `told` theirs."""
+    no_steps = bool(chunks.disproved(engine, depth))
+    gaps = [CHUNK_GAP] if no_steps or engine.chunk_is_step is False else []
+    return gaps + (list(STEPS) if no_steps and not told else [])
 
 
 def _speculated(

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import gzip
 import io
+import itertools
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,7 @@ from reports.monitor_live import MonitorLive
 from reports.monitor_page import MonitorPage
 from reports.prometheus import MOST_POSITIONS
 from tests.hostile import listening
+from tests.records import record
 from tests.test_cli import environment
 from tests.test_scrape import answer
 from tests.test_simulator import Simulated, prompts, request, running
@@ -69,13 +71,20 @@ def page(n: int, *, more: str = "") -> bytes:
     return ("".join(f"{name} {value}\n" for name, value in rows.items()) + more).encode()
 
 
+GONE = answer(b"", status="404 Not Found")
+BROKEN = answer(b"oops", status="500 Oops")
+
+
 class Deployed:
-    """A vLLM whose pages are the test's: path → bytes of an HTTP answer; None never answers."""
+    """A vLLM whose pages are the test's: path → bytes of an HTTP answer; None never answers. `once`
+    are answers that come first, each once."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
         self.answers: dict[str, bytes | None] = {}
+        self.once: dict[str, list[bytes]] = {}
         self.is_model("m")
+        self.shows(b'{"version": "0.32.0"}', "/version")
         self.shows(page(1))
 
     def is_model(self, name: str, *, owner: str = "vllm") -> None:
@@ -88,7 +97,8 @@ class Deployed:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
         self.asked[path] += 1
-        sent = self.answers.get(path, answer(b"", status="404 Not Found"))
+        first = self.once.get(path)
+        sent = first.pop(0) if first else self.answers.get(path, GONE)
         if sent is None:
             await reader.read()
         else:
@@ -173,7 +183,8 @@ async def test_acceptance_over_a_window_is_what_really_happened(
         one = Server(server.url, Attach(metrics_url=page_url), ENGINES)
         await one.read()
         await worked(server, one, 8)
-        shown(await one.read())
+        for _ in range(2):  # one that drafted is asked again whether it speculates
+            shown(await one.read())
         before = (await server.get("/truth"))["overall"]
         counted = {n: shown.get(f"{n}_total") or 0 for n in ("drafts", "accepted_tokens")}
         steps, tokens = (shown.get(f"decode_{n}_total") or 0 for n in ("steps", "tokens"))
@@ -232,21 +243,141 @@ COUNTERS = st.builds(
     **dict.fromkeys(("steps", "drafts", "accepted_tokens", "requests"), COUNTS),
     accepted_by_position=ROWS,
 )
+FAULTS = st.sampled_from(("", "/metrics", "/version", "/v1/models"))
+LIVES = st.lists(st.lists(st.tuples(st.integers(0, 9), FAULTS), max_size=4), max_size=3)
+
+
+def increase(counts: list[int]) -> int:
+    """Prometheus': what was added, and all of a count that is lower than the one before."""
+    return sum(b - a if b >= a else b for a, b in itertools.pairwise(counts))
+
+
+@given(LIVES)
+async def test_growth_adds_up_to_what_prometheus_would_say(
+    lives: list[list[tuple[int, str]]],
+) -> None:
+    """Two restarts at most, and faults of any page that a scrape or an identification reads."""
+    async with deployed() as (it, one):
+        seen, total = [1], 0
+        assert (await one.read()).result == "ok"
+        sound = dict(it.answers)
+        for life in lives:
+            n = seen[-1] if life is lives[0] else 0
+            for more, fault in life:
+                n += more
+                it.answers = dict(sound)
+                it.shows(page(n))
+                if fault:
+                    it.answers[fault] = BROKEN
+                reading = await one.read()
+                seen += [n] * (reading.result == "ok")
+                assert (reading.grown is None) == (reading.result != "ok")
+                total += (reading.grown and reading.grown.drafts) or 0
+        assert total == 10 * increase(seen)
 
 
 @given(st.lists(COUNTERS, min_size=1, max_size=8))
-def test_growth_adds_up_to_what_prometheus_would_say(seen: list[SpecCounters]) -> None:
-    """`increase`, restarts of the whole server at once: never below zero, never lost."""
-    before, total = SpecCounters(), 0
+def test_growth_of_counters_that_come_and_go(seen: list[SpecCounters]) -> None:
+    """None where there is none, and never below zero."""
+    before = SpecCounters()
     for now in seen:
         since = SpecCounters() if went_back(before, now) else before
         grown = growth(since, now)
         assert (grown.drafts is None) == (now.drafts is None)
         assert (grown.drafts or 0) >= 0
-        total += grown.drafts or 0
         before = kept(since, now)
-    falls = [s for s in seen if s.drafts is not None]
-    assert total >= max((s.drafts or 0 for s in falls), default=0)
+
+
+@pytest.mark.parametrize("path", ["/version", "/metrics"])
+async def test_a_page_that_fails_when_it_is_asked_anew_makes_no_other_server(path: str) -> None:
+    async with deployed() as (it, one):
+        shown = Shown()
+        labels = []
+        for n in range(1, 9):
+            it.shows(page(n))
+            if n in (3, 6):
+                it.answers["/metrics"] = GONE  # so that it is asked anew who it is
+            if n == 4:
+                it.once[path] = [BROKEN] * 2  # it asks twice where it doubts the first answer
+            shown(await one.read())
+            labels.append(shown.labels("scrape_up"))
+        assert shown.get("server_restarts_total") == 0
+        assert shown.get("drafts_total") == 70
+        assert labels == labels[:1] * 8
+        assert one.target is not None
+        assert one.target.info.version == "0.32.0"
+
+
+async def test_a_page_that_fails_leaves_what_speculates_known() -> None:
+    told = {"speculative_algorithm": "EAGLE3", "speculative_num_draft_tokens": 4, "version": "0.5"}
+    async with deployed() as (it, one):
+        it.is_model("m", owner="sglang")
+        it.shows(msgspec.json.encode(told), "/server_info")
+        shown, labels = Shown(), []
+        for n in range(1, 6):
+            rows = {"spec_verify_calls": 10 * n, "generation_tokens": 27 * n, "num_requests": n}
+            it.shows("".join(f"sglang:{k}_total {v}\n" for k, v in rows.items()).encode())
+            if n == 2:
+                it.answers["/metrics"] = BROKEN
+            if n == 3:
+                it.once["/server_info"] = [BROKEN] * 2
+            shown(await one.read())
+            labels.append(shown.labels("scrape_up"))
+        assert labels[0]["spec"].startswith("EAGLE3")
+        assert labels == labels[:1] * 5
+        assert shown.get("decode_steps_total") == 40
+
+
+async def test_another_version_is_a_restart() -> None:
+    async with deployed() as (it, one):
+        await one.read()
+        it.shows(b'{"version": "0.33.0"}', "/version")
+        it.once["/metrics"] = [GONE]
+        await one.read()
+        it.shows(page(2))
+        reading = await one.read()
+        assert reading.restarted
+        assert reading.grown is not None
+        assert reading.grown.drafts == 20
+
+
+async def test_several_servers_behind_one_url_are_not_counted_and_told_of_once() -> None:
+    """Two replicas by turns; then one alone, which is counted again after a while."""
+    it, stop, said, shown = Deployed(), asyncio.Event(), list[str](), Shown()
+    turns = (9, 9, *(9, 500, 500) * 40, *range(501, 700))
+    totals: list[float | None] = []
+
+    def watch(event: Event) -> None:
+        shown(event)
+        totals.append(shown.get("drafts_total"))
+        if len(totals) == 200:
+            stop.set()
+
+    async with listening(it.serve) as url:
+        it.once["/metrics"] = [answer(page(n)) for n in turns]
+        await monitor({url: Attach()}, ENGINES, [watch], stop, said.append, every_s=0.0)
+    (line,) = said
+    assert line.startswith(f"WARNING: the counters of {url.partition('://')[2]} go back")
+    assert "several servers behind one URL: give each replica its own --url" in line
+    assert len(set(totals[10:100])) == 1, "nothing is added"
+    assert totals[-1] != totals[100], "and it is, once it is steady"
+    assert shown.get("server_restarts_total") == 2
+    assert shown.get("scrape_up") == 1
+
+
+async def test_a_fault_of_a_page_that_is_drained_loses_no_row() -> None:
+    def rows(n: int) -> bytes:
+        drafts = {"numDraftTokens": 3, "numAcceptedTokens": 1, "numRequestsWithDraftTokens": 1}
+        return answer(msgspec.json.encode([{"iter": n, "specDecodingStats": drafts}]))
+
+    async with deployed() as (it, one):
+        it.is_model("m", owner="tensorrt_llm")
+        it.answers["/metrics"] = answer(b"[]")
+        it.once["/metrics"] = [rows(1), rows(2), BROKEN, rows(3), rows(4), rows(5)]
+        readings = [await one.read() for _ in range(5)]
+        assert [r.result for r in readings] == ["ok", "refused", "ok", "ok", "ok"]
+        assert not any(r.restarted for r in readings)
+        assert sum((r.grown and r.grown.drafts) or 0 for r in readings) == 3
 
 
 async def test_a_restart_counts_from_zero_and_once() -> None:
@@ -431,6 +562,27 @@ async def test_a_watcher_that_fails_is_dropped_and_the_others_go_on() -> None:
     ]
 
 
+async def test_nowhere_to_say_it_ends_no_monitor() -> None:
+    """A full disk, a closed stderr: the terminal's watcher fails, and then telling so does."""
+    it, stop, seen = Deployed(), asyncio.Event(), 0
+
+    def bad(event: Event) -> None:
+        raise OSError(28, "No space left on device")
+
+    def good(event: Event) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            stop.set()
+
+    def say(line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with listening(it.serve) as url:
+        await monitor({url: Attach()}, ENGINES, [bad, good], stop, say, every_s=0.0)
+    assert seen == 3
+
+
 async def test_a_page_that_every_read_empties_is_warned_of_once() -> None:
     stop, said, seen = asyncio.Event(), list[str](), 0
 
@@ -574,6 +726,55 @@ def test_a_page_of_hostile_names_is_bounded_and_read_back() -> None:
     assert shown.get("series") == sum(not line.startswith("#") for line in shown.text.splitlines())
 
 
+def of_canary(*chunks: int, engine: str = "vllm", **info: Any) -> Probed:
+    told = msgspec.structs.replace(INFO, **info)
+    answered = record(chunks, range(len(chunks) + 1))
+    return Probed(server="h:1", info=told, engine=ENGINES[engine], scenario="mine", record=answered)
+
+
+def test_what_a_canary_learns_begins_no_new_part() -> None:
+    """llama.cpp tells what speculates once a request was there."""
+    shown = Shown()
+    for _ in range(3):
+        shown(reading())
+        shown(of_canary(1, 2, spec_reported="ngram-mod"))
+    assert shown.get("requests_total", scenario="mine", outcome="completed") == 3
+    assert shown.get("drafts_total", source="server counters") == 3
+    assert shown.labels("scrape_up")["spec"] == "speculation k = 3"
+
+
+@pytest.mark.parametrize(
+    ("engine", "chunks", "gaps", "steps"),
+    [
+        ("vllm", (1, 2, 4), 2, 2),
+        ("vllm", (1, 2, 9), None, None),
+        ("llamacpp", (1, 1, 1), None, None),
+    ],
+)
+def test_a_canary_shows_chunks_only_as_what_they_are(
+    engine: str, chunks: tuple[int, ...], gaps: int | None, steps: int | None
+) -> None:
+    """k is 3: a chunk of nine is no step. llama.cpp's are never."""
+    shown = Shown()
+    shown(reading(grown=SpecCounters(steps=7, generated_tokens=9, requests=1)))
+    shown(of_canary(*chunks, engine=engine))
+    assert shown.get("chunk_gap_seconds_count") == gaps
+    assert shown.get("decode_steps_total", scenario="mine") == steps
+    assert shown.get("decode_steps_total", scenario="") == 7, "the server's own are another source"
+    assert shown.get("ttft_seconds_count") == 1
+
+
+async def test_the_folder_of_a_model_is_not_shown() -> None:
+    async with deployed() as (it, one):
+        it.is_model("/home/someone/models/m.gguf")
+        shown = Shown()
+        shown(await one.read())
+        assert shown.labels("scrape_up")["model"] == "m.gguf"
+        assert "someone" not in shown.text
+        assert one.target is not None
+        assert one.target.info.model == "/home/someone/models/m.gguf", "what requests must name"
+
+
 def test_counters_that_are_not_read_at_one_instant_never_fall() -> None:
     shown = Shown()
     for tokens, requests, decoded in ((100, 2, 98), (0, 5, 98), (20, 0, 113)):
@@ -611,6 +812,13 @@ def test_without_a_terminal_changes_are_lines(capsys: pytest.CaptureFixture[str]
         "draftload: h:1 is back after 10 min",
         "draftload: h:1 was restarted: its counters began anew",
     ]
+
+
+def test_what_is_not_counted_any_more_has_no_figures() -> None:
+    live = MonitorLive(quiet=True)
+    live(reading())
+    live(reading(grown=None))
+    assert not live._seen["h:1"].window
 
 
 def test_without_a_terminal_every_server_is_a_line_now_and_then(
