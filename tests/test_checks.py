@@ -637,9 +637,11 @@ def test_acceptance_that_falls_from_run_to_run_is_told_of_the_longer_one(tmp_pat
 def test_the_report_of_several_runs_tells_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for isl, each in ((1000, (1, 3, 2, 3)), (2000, (1, 2, 2, 2))):
-        of_length(isl, each, tmp_path)
-    cli.app(["report", str(tmp_path)], standalone_mode=False)
+    folders = [tmp_path / "1k", tmp_path / "2k"]
+    for folder, isl, each in zip(folders, (1000, 2000), ((1, 3, 2, 3), (1, 2, 2, 2)), strict=True):
+        folder.mkdir()
+        of_length(isl, each, folder)
+    cli.app(["report", *map(str, folders)], standalone_mode=False)
     assert "acceptance-falls-with-isl" in capsys.readouterr().out
 
 
