@@ -587,10 +587,13 @@ def _end_orphans() -> None:
     """Until we have no child: each that is killed leaves us its own."""
     with suppress(ChildProcessError):
         while True:
-            for task in Path("/proc/self/task").glob("*/children"):
-                for pid in task.read_text().split():
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.kill(int(pid), signal.SIGKILL)
+            try:
+                tasks = [t.read_text() for t in Path("/proc/self/task").glob("*/children")]
+            except OSError:  # a thread of ours ended meanwhile, and left its children to another
+                continue
+            for pid in " ".join(tasks).split():
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(int(pid), signal.SIGKILL)
             os.waitpid(-1, 0)
 
 

@@ -616,3 +616,20 @@ def test_a_foreign_server_never_sees_our_packages(monkeypatch: pytest.MonkeyPatc
     environment = launch.environment(["/other/venv/bin/vllm", "serve", "m"], {"A": "b"})
     assert "PYTHONPATH" not in environment
     assert environment["A"] == "b"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux alone")
+def test_a_thread_of_ours_that_ends_while_children_are_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its entry under /proc is gone between being found and being read: they are asked anew."""
+    asked: list[int] = []
+
+    def listed(self: Path, pattern: str) -> list[Path]:
+        asked.append(len(asked))
+        return [tmp_path / "gone"] if len(asked) == 1 else []
+
+    monkeypatch.setattr(Path, "glob", listed)
+    monkeypatch.setattr(os, "waitpid", lambda *_: (_ for _ in ()).throw(ChildProcessError))
+    launch._end_orphans()
+    assert len(asked) == 2
