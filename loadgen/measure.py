@@ -32,7 +32,7 @@ from loadgen.errors import DraftloadError, UserError
 from loadgen.plan import by_category, make_plan, remembering
 from loadgen.protocol import without_folder
 from loadgen.runner import Runner, Tokenize, fan_out
-from loadgen.store import Store, run_path
+from loadgen.store import Store, begun
 from loadgen.tokens import prompts_digest
 from loadgen.types import (
     U32,
@@ -152,7 +152,7 @@ async def measure(
     plan = by_category(plan) if alone else plan
     told = (*skipped, *preflight.unchecked(tokenize), *alone, *_reminder(remembers, plan))
     info = run_info(scenario, target, plan, (*job.caveats, *told), job.cell)
-    store = Store(run_path(job.out, info.started_at, scenario.name, info.cell), info)
+    store = begun(job.out, info)
     with contextlib.ExitStack() as watching:
         views = [watching.enter_context(watch(plan, info)) for watch in (job.watch, *job.also)]
         observe = fan_out(store.append, tuple(views))

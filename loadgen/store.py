@@ -98,6 +98,17 @@ class Store:
         os.close(self._fd)
 
 
+def begun(out: Path, info: RunInfo) -> Store:
+    """A new run file in `out`; of several runs that begin at once each gets a name of its own."""
+    while True:
+        path = run_path(out, info.started_at, info.scenario.name, info.cell)
+        try:
+            return Store(path, info)
+        except UserError:
+            if not os.path.lexists(path):  # else another run took the name meanwhile
+                raise
+
+
 def _encoded(record: Record) -> bytes:
     try:
         return _encoder.encode(record)

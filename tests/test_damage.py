@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from loadgen import cli
-from loadgen.errors import UserError
-from loadgen.store import Store, read, run_path
+from loadgen.store import begun, read
 from tests.conftest import Truth
 from tests.records import G2, run_info
 from tests.test_cli import asked, environment, measured
@@ -115,23 +114,18 @@ def not_json(data: bytes) -> set[int]:
 def test_two_runs_with_one_name_in_one_second_touch_nothing_of_each_other(tmp_path: Path) -> None:
     start = threading.Barrier(8)
 
-    def begin(number: int) -> Path | None:
+    def begin(number: int) -> Path:
         start.wait()
-        try:
-            path = run_path(tmp_path, "2026-11-24T12:00:00Z", "same")
-            store = Store(path, run_info(run_id=str(number)))
-        except UserError as fault:
-            assert "File exists" in str(fault)  # noqa: PT017  the other was quicker by microseconds
-            return None
+        store = begun(tmp_path, run_info(run_id=str(number)))
         for one in G2:
             store.append(one)
         store.close()
-        return path
+        return store.path
 
     with ThreadPoolExecutor(8) as pool:
         paths = list(pool.map(begin, range(8)))
-    made = {path: str(number) for number, path in enumerate(paths) if path is not None}
-    assert len(made) == 8 - paths.count(None) == len([*tmp_path.iterdir()]) > 0
+    made = {path: str(number) for number, path in enumerate(paths)}
+    assert len(made) == len([*tmp_path.iterdir()]) == 8
     for path, run_id in made.items():
         run = read(path)
         assert run.info.run_id == run_id
