@@ -19,6 +19,7 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -1872,10 +1873,18 @@ def _yes(value: bool | None) -> str:
     return "–" if value is None else "yes" if value else "no"
 
 
+def _as_ctrl_c(_: int, frame: FrameType | None) -> None:
+    """SIGTERM is a Ctrl-C: servers are stopped, files closed, the terminal is put right. Within the
+    loop that is asyncio's handler, which cancels: what is raised there hits any callback."""
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    if not callable(on_ctrl_c):  # ignored, as in a shell's background
+        raise KeyboardInterrupt
+    on_ctrl_c(signal.SIGINT, frame)
+
+
 def main() -> None:
     """The console script: errors become one paragraph on stderr and an exit code."""
-    # SIGTERM is a Ctrl-C: servers are stopped, files closed, the terminal is put right.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _as_ctrl_c)
     try:
         app(standalone_mode=True)
     except DraftloadError as fault:
